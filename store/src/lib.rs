@@ -1,1 +1,20 @@
-//! store
+//! The underlay repository: chunks, packs, trees, snapshots and the catalog that says where things are.
+//!
+//! `docs/format.md` draws every byte, `docs/architecture.md` the rooms. This crate knows no terminal, no HTTP and no
+//! disk-image format.
+
+pub mod backend;
+pub mod catalog;
+pub mod cut;
+pub mod document;
+pub mod error;
+pub mod id;
+pub mod key;
+pub mod pack;
+pub mod progress;
+pub mod repository;
+pub mod session;
+pub mod snapshot;
+pub mod tree;
+
+pub use error::{Error, Result};

@@ -1,0 +1,195 @@
+//! What can go wrong in a repository. Each error names the object; hints for the user are [`Error::hint`].
+
+use std::path::PathBuf;
+
+use crate::id::{SessionId, SnapshotId};
+
+/// The source below an error, as another library reported it.
+pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Everything the store reports.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The place exists or can be reached, and holds no `underlay.json`.
+    #[error("no repository at {location}")]
+    NoRepository {
+        /// The URL or path as the user gave it.
+        location: String,
+    },
+    /// `init` found something already there.
+    #[error("there is already a repository at {location}")]
+    AlreadyExists {
+        /// The URL or path as the user gave it.
+        location: String,
+    },
+    /// A repository URL that means nothing.
+    #[error("{location} is not a repository location: {reason}")]
+    Location {
+        /// The URL or path as the user gave it.
+        location: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Stored bytes are not what was written.
+    #[error("{object} is damaged: {what}")]
+    Damaged {
+        /// The object's name, or a chunk or node with its pack and offset.
+        object: String,
+        /// The check that failed.
+        what: String,
+    },
+    /// Something the repository should hold is not there.
+    #[error("{object} is missing")]
+    Missing {
+        /// The object's name, or a chunk or node id.
+        object: String,
+    },
+    /// A format version from the future.
+    #[error("{object} has format version {found}; this build reads version {known}")]
+    Version {
+        /// The object's name.
+        object: String,
+        /// Version found.
+        found: u32,
+        /// Version this build knows.
+        known: u32,
+    },
+    /// The object store failed.
+    #[error("cannot {action} {object}")]
+    Backend {
+        /// Verb: `read`, `write`, `list`, `delete`.
+        action: &'static str,
+        /// The object's name.
+        object: String,
+        /// The store's own report.
+        #[source]
+        source: Source,
+    },
+    /// The catalog database failed.
+    #[error("catalog {path}: cannot {action}")]
+    Catalog {
+        /// The database file.
+        path: PathBuf,
+        /// What was attempted.
+        action: &'static str,
+        /// SQLite's own report.
+        #[source]
+        source: Source,
+    },
+    /// A local file could not be used.
+    #[error("cannot {action} {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was attempted.
+        action: &'static str,
+        /// The operating system's report.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No slot opens with this passphrase.
+    #[error("the passphrase opens none of the {slots} key slots of this repository")]
+    WrongPassphrase {
+        /// Slots tried.
+        slots: usize,
+    },
+    /// The key at hand is for another repository, or is not one at all.
+    #[error("{object} cannot be used as a key: {reason}")]
+    Key {
+        /// The key file or slot.
+        object: String,
+        /// Why.
+        reason: String,
+    },
+    /// Reading data needs the restore key; only the backup key is at hand.
+    #[error("this needs the restore key; the key at hand is a backup key, which can write but not read data")]
+    NeedsRestoreKey,
+    /// Another owner works on this repository.
+    #[error("the repository is owned by {host} (generation {generation})")]
+    OwnedElsewhere {
+        /// Host name in the claim.
+        host: String,
+        /// Generation of the claim.
+        generation: u64,
+    },
+    /// A session that cannot be used any more.
+    #[error("session {session} is {state}")]
+    Session {
+        /// The session.
+        session: SessionId,
+        /// `unknown`, `committed`, `abandoned` or `fenced`.
+        state: &'static str,
+    },
+    /// A commit whose references are not proven; nothing was committed.
+    #[error("snapshot {snapshot} was not committed: {reason}")]
+    Unproven {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Which reference failed.
+        reason: String,
+    },
+    /// A name or value that breaks a rule of the format.
+    #[error("{what} {value:?} is not valid: {rule}")]
+    Invalid {
+        /// Such as `VM name`.
+        what: &'static str,
+        /// The value.
+        value: String,
+        /// The rule it breaks.
+        rule: String,
+    },
+    /// No snapshot answers to this name.
+    #[error("no snapshot matches {wanted:?}")]
+    NoSnapshot {
+        /// As the user wrote it.
+        wanted: String,
+    },
+    /// Several snapshots answer to this name.
+    #[error("{wanted:?} matches {count} snapshots")]
+    AmbiguousSnapshot {
+        /// As the user wrote it.
+        wanted: String,
+        /// How many.
+        count: usize,
+    },
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The verification of a freshly encoded chunk failed: this machine computes wrongly.
+    #[error("a chunk did not decode to what was encoded: bad memory or a faulty processor; nothing of it was stored")]
+    EncodeCheck,
+}
+
+impl Error {
+    /// Shorthand for [`Error::Damaged`].
+    pub fn damaged(object: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Damaged { object: object.into(), what: what.into() }
+    }
+
+    /// What the user can do next, where there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NoRepository { .. } => "create one with `underlay init`, or check --repo and UNDERLAY_REPO",
+            Self::AlreadyExists { .. } => "choose another place; an existing repository is never overwritten",
+            Self::Version { .. } => "use a newer underlay",
+            Self::WrongPassphrase { .. } => "try again, or give a key file with --key-file",
+            Self::NeedsRestoreKey => {
+                "give the restore key with --key-file, or a passphrase that opens a slot holding it"
+            }
+            Self::OwnedElsewhere { .. } => {
+                "work from that host, or take the repository over with --take-over if that host is gone for good"
+            }
+            Self::Damaged { .. } | Self::Missing { .. } => {
+                "run `underlay check --read-data` to see which snapshots are affected"
+            }
+            Self::NoSnapshot { .. } => "`underlay list` shows them all",
+            Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
+            Self::EncodeCheck => "test this machine's memory before trusting it with another backup",
+            _ => return None,
+        })
+    }
+}
+
+/// The store's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
