@@ -3,8 +3,10 @@
 //! `docs/format.md` draws every byte, `docs/architecture.md` the rooms. This crate knows no terminal, no HTTP and no
 //! disk-image format.
 
+pub mod authority;
 pub mod backend;
 pub mod catalog;
+pub mod check;
 pub mod cut;
 pub mod document;
 pub mod error;
@@ -13,6 +15,7 @@ pub mod key;
 pub mod pack;
 pub mod progress;
 pub mod repository;
+pub mod restore;
 pub mod session;
 pub mod snapshot;
 pub mod tree;

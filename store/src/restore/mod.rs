@@ -1,0 +1,5 @@
+//! Planning what to read for a restore. Pure.
+
+mod plan;
+
+pub use plan::{PackRead, Wanted, coalesce, plan_reads};
