@@ -1,1 +1,5 @@
-//! client
+//! The underlay client: reads VM disks, backs them up to a repository, restores them.
+
+pub mod backup;
+pub mod image;
+pub mod state;

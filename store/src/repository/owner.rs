@@ -1,0 +1,70 @@
+//! Who may write here: the claim of the highest generation.
+
+use bytes::Bytes;
+
+use crate::backend::Backend;
+use crate::catalog::Catalog;
+use crate::document;
+use crate::id::RepositoryId;
+use crate::names;
+use crate::snapshot::{Claim, Timestamp};
+use crate::{Error, Result};
+
+/// What the caller is going to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only read: works beside any owner.
+    Read,
+    /// Write: this host must own the repository, or nobody.
+    Write,
+    /// Write, and become the owner whoever was.
+    TakeOver,
+}
+
+/// The claim of the highest generation; `None` before the first.
+pub(super) async fn current(backend: &Backend) -> Result<Option<Claim>> {
+    let claims = backend.list(names::CLAIMS).await?;
+    let highest = claims.iter().filter_map(|(name, _)| Some((names::parse_claim(name)?, name))).max();
+    let Some((generation, name)) = highest else { return Ok(None) };
+    let claim: Claim = document::open(name, Claim::KIND, &backend.get(name).await?, &document::public_key_for(Claim::KIND))?;
+    if claim.generation != generation {
+        return Err(Error::damaged(name.as_str(), format!("it claims generation {}", claim.generation)));
+    }
+    Ok(Some(claim))
+}
+
+/// Finds out whose the repository is and makes it ours where `access` asks for that. True if it is ours.
+pub(super) async fn settle(backend: &Backend, catalog: &Catalog, repository: RepositoryId, access: Access) -> Result<bool> {
+    let claim = current(backend).await?;
+    let owner = catalog.owner();
+    match (&claim, access) {
+        (Some(claim), _) if claim.owner == owner => return Ok(true),
+        (Some(claim), Access::Write) => {
+            return Err(Error::OwnedElsewhere { host: claim.host.clone(), generation: claim.generation });
+        }
+        (_, Access::Read) => return Ok(false),
+        (None, Access::Write) | (_, Access::TakeOver) => {}
+    }
+    let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
+    let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
+    let text = document::seal(Claim::KIND, &next, &document::public_key_for(Claim::KIND));
+    backend.put(&names::claim(generation), Bytes::from(text)).await?;
+    // What another owner stored before is not in this catalog yet.
+    Ok(claim.is_none())
+}
+
+/// Fails if somebody else has claimed the repository since it was opened.
+pub(super) async fn still_ours(backend: &Backend, catalog: &Catalog) -> Result<()> {
+    match current(backend).await? {
+        Some(claim) if claim.owner != catalog.owner() => {
+            Err(Error::OwnedElsewhere { host: claim.host, generation: claim.generation })
+        }
+        Some(_) => Ok(()),
+        None => Err(Error::Missing { object: names::CLAIMS.to_owned() }),
+    }
+}
+
+/// This host's name, for people; nothing is decided by it.
+pub(super) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}
