@@ -21,7 +21,10 @@ impl Catalog {
                 .query_row([pack.name.as_bytes()], |row| row.get(0))
                 .optional()?;
             match known {
-                None => insert(transaction, pack, Some(row)),
+                None => {
+                    let added = insert_pack(transaction, pack, Some(row))?;
+                    insert_entries(transaction, &[(added, pack)])
+                }
                 Some(of) if of == Some(row) => Ok(()),
                 Some(_) => {
                     let rule = "a pack belongs to the session that wrote it".to_owned();
@@ -36,11 +39,24 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn import_pack(&self, pack: &PackRecord) -> Result<()> {
-        self.write("import a pack", |transaction| {
-            let known = transaction
-                .prepare_cached("SELECT 1 FROM packs WHERE name = ?1")?
-                .exists([pack.name.as_bytes()])?;
-            if known { Ok(()) } else { insert(transaction, pack, None) }
+        self.import_packs(std::slice::from_ref(pack))
+    }
+
+    /// Records many packs as [`Catalog::import_pack`] does, all or none. Their ids are sorted together: in a large catalog a
+    /// few hundred packs at once go many times faster than one by one.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn import_packs(&self, packs: &[PackRecord]) -> Result<()> {
+        self.write("import packs", |transaction| {
+            let mut known = transaction.prepare_cached("SELECT 1 FROM packs WHERE name = ?1")?;
+            let mut rows = Vec::new();
+            for pack in packs {
+                if !known.exists([pack.name.as_bytes()])? {
+                    rows.push((insert_pack(transaction, pack, None)?, pack));
+                }
+            }
+            insert_entries(transaction, &rows)
         })
     }
 
@@ -123,7 +139,8 @@ impl Catalog {
     }
 }
 
-fn insert(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>) -> Outcome<()> {
+/// The row of the pack, still without its entries. Of two with the same id the first counts.
+fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>) -> Outcome<i64> {
     let mut entries: Vec<&EntryRecord> = pack.entries.iter().collect();
     entries.sort_by_key(|entry| entry.id);
     entries.dedup_by_key(|entry| entry.id);
@@ -141,14 +158,26 @@ fn insert(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>
             to_sql(plain),
             session
         ])?;
-    let row = transaction.last_insert_rowid();
-    let mut add = transaction.prepare_cached(&format!(
-        "INSERT INTO {} (id, pack, offset, payload_length, plain_length, codec) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        pack.kind.table()
-    ))?;
-    for entry in entries {
-        let EntryRecord { id, offset, payload_length, plain_length, codec } = entry;
-        add.execute(params![id, row, offset, payload_length, plain_length, codec])?;
+    Ok(transaction.last_insert_rowid())
+}
+
+fn insert_entries(transaction: &Transaction<'_>, packs: &[(i64, &PackRecord)]) -> Outcome<()> {
+    for kind in [Kind::Data, Kind::Nodes] {
+        let of_kind = packs.iter().filter(|(_, pack)| pack.kind == kind);
+        let mut entries: Vec<(&EntryRecord, i64)> =
+            of_kind.flat_map(|(row, pack)| pack.entries.iter().map(|entry| (entry, *row))).collect();
+        // Stable: of two with the same id and pack the first stays.
+        entries.sort_by_key(|(entry, row)| (entry.id, *row));
+        entries.dedup_by_key(|(entry, row)| (entry.id, *row));
+        let mut add = transaction.prepare_cached(&format!(
+            "INSERT INTO {} (id, pack, offset, payload_length, plain_length, codec)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            kind.table()
+        ))?;
+        for (entry, row) in entries {
+            let EntryRecord { id, offset, payload_length, plain_length, codec } = entry;
+            add.execute(params![id, row, offset, payload_length, plain_length, codec])?;
+        }
     }
     Ok(())
 }

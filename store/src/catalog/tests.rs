@@ -198,6 +198,27 @@ fn a_pack_is_added_once_and_has_one_owner() {
 }
 
 #[test]
+fn packs_are_imported_together() {
+    let (one_by_one, together) = (catalog(), catalog());
+    let packs = [
+        pack(4, Kind::Nodes, &[9, 1, 1]),
+        pack(2, Kind::Data, &[7, 3, 1]),
+        pack(3, Kind::Data, &[1, 7, 5, 7]),
+        pack(2, Kind::Data, &[7, 3, 1]),
+    ];
+    packs.iter().for_each(|pack| one_by_one.import_pack(pack).unwrap());
+    together.import_packs(&packs).unwrap();
+    together.import_packs(&packs).unwrap();
+    for ids in [[1, 3, 5], [7, 9, 2]] {
+        let (chunks, nodes) = (ids.map(chunk), ids.map(node));
+        assert_eq!(together.locate_chunks(&chunks).unwrap(), one_by_one.locate_chunks(&chunks).unwrap());
+        assert_eq!(together.locate_nodes(&nodes).unwrap(), one_by_one.locate_nodes(&nodes).unwrap());
+    }
+    assert_eq!(together.totals().unwrap(), one_by_one.totals().unwrap());
+    assert_eq!(together.totals().unwrap().chunks, 6);
+}
+
+#[test]
 fn an_id_may_lie_in_several_places() {
     let catalog = catalog();
     catalog.open_session(session(1), "vm", 0).unwrap();
