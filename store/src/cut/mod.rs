@@ -1,1 +1,3 @@
 //! cut
+
+pub mod parameters;
