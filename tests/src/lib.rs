@@ -7,6 +7,8 @@
 pub mod cache;
 /// Running external programs: captured output, and errors that quote it.
 pub mod commands;
+/// Programs compiled from the crate registry.
+pub mod crates;
 /// The package archive that this machine is already configured for.
 pub mod debian;
 /// The one error type of the kit.

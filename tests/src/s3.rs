@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use crate::commands::{run, run_command, spawn, terminate, wait_until};
+use crate::commands::{run, spawn, terminate, wait_until};
+use crate::crates::Program;
 use crate::{Error, Result, cache};
 
-const GARAGE_VERSION: &str = "2.5.0";
 /// Pinned, so that a test's outcome does not change with the day it runs on.
 const MOTO_PACKAGES: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
@@ -152,20 +152,13 @@ impl Drop for S3Server {
 
 /// The Garage program, compiled on first use: 6 to 10 minutes on two cores.
 pub fn garage_program() -> Result<PathBuf> {
-    let recipe = format!("1 {GARAGE_VERSION} sqlite opt-level=1");
-    let folder = cache::build_once("garage", &recipe, |folder| {
-        let target = folder.join("target");
-        let mut command = Command::new("cargo");
-        command.args(["install", "garage", "--version", GARAGE_VERSION, "--locked", "--no-default-features"]);
-        command.args(["--features", "bundled-libs,sqlite", "--root"]).arg(folder);
-        command.env("CARGO_TARGET_DIR", &target).current_dir(folder);
-        // A test server need not be fast; these make it build in a third of the time.
-        command.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
-        command.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-        run_command(&mut command)?;
-        Ok(fs::remove_dir_all(target)?)
-    })?;
-    Ok(folder.join("bin/garage"))
+    let program = Program {
+        name: "garage",
+        version: "2.5.0",
+        arguments: &["--no-default-features", "--features", "bundled-libs,sqlite"],
+        optimisation: "1",
+    };
+    Ok(program.install()?.join("bin/garage"))
 }
 
 /// The Python that has moto installed: a virtual environment, made on first use in about ten seconds.
