@@ -2,6 +2,9 @@
 //!
 //! Whatever is slow to make is built once into a [`cache`] outside the source tree and shared by every test process.
 //! Nothing here is a stand-in: where a part is missing, the test fails and says what installs it.
+//!
+//! A suite that needs such parts is a file `tests/tests/real_*.rs`; a test in it that boots a guest is named `guest_*`,
+//! so that not more than two run at a time (`.config/nextest.toml`).
 
 /// The folder of built parts: one atomic build per recipe, whoever asks first.
 pub mod cache;
