@@ -2,19 +2,26 @@
 
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 
-use super::record::{Kind, Location};
+use super::record::Location;
 use super::sessions::open_row;
 use super::{Catalog, Outcome, expect};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName, SessionId};
+use crate::pack::{Codec, PackKind};
 
-impl Kind {
-    /// The table of its locations.
-    pub(super) const fn table(self) -> &'static str {
-        match self {
-            Self::Data => "chunks",
-            Self::Nodes => "nodes",
-        }
+/// The table of a kind's locations.
+pub(super) const fn table(kind: PackKind) -> &'static str {
+    match kind {
+        PackKind::Data => "chunks",
+        PackKind::Nodes => "nodes",
+    }
+}
+
+/// A kind as a column: as in a pack's header.
+pub(super) const fn code(kind: PackKind) -> u8 {
+    match kind {
+        PackKind::Data => 1,
+        PackKind::Nodes => 2,
     }
 }
 
@@ -25,7 +32,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Session`](crate::Error::Session) unless the session is open.
     pub fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        self.have(session, Kind::Data, ids, ChunkId::as_bytes)
+        self.have(session, PackKind::Data, ids, ChunkId::as_bytes)
     }
 
     /// Which nodes are stored, with all that hangs below them or by this very session. Pins as [`Catalog::have_chunks`] does.
@@ -33,27 +40,27 @@ impl Catalog {
     /// # Errors
     /// [`Error::Session`](crate::Error::Session) unless the session is open.
     pub fn have_nodes(&self, session: SessionId, ids: &[NodeId]) -> Result<Vec<bool>> {
-        self.have(session, Kind::Nodes, ids, NodeId::as_bytes)
+        self.have(session, PackKind::Nodes, ids, NodeId::as_bytes)
     }
 
-    fn have<I>(&self, session: SessionId, kind: Kind, ids: &[I], bytes: Bytes<I>) -> Result<Vec<bool>> {
+    fn have<I>(&self, session: SessionId, kind: PackKind, ids: &[I], bytes: Bytes<I>) -> Result<Vec<bool>> {
         self.write("look up what is stored", |transaction| {
             let row = open_row(transaction, session)?;
             let trust = match kind {
-                Kind::Data => "",
-                Kind::Nodes => "AND (p.proven OR p.session = ?2)",
+                PackKind::Data => "",
+                PackKind::Nodes => "AND (p.proven OR p.session = ?2)",
             };
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT ?2 FROM {} c CROSS JOIN packs p ON p.pack = c.pack
                  WHERE c.id = ?1 AND c.condemned IS NULL AND p.state = 0 {trust} LIMIT 1",
-                kind.table()
+                table(kind)
             ))?;
             let mut pin = transaction
                 .prepare_cached("INSERT OR IGNORE INTO pins (session, kind, id) VALUES (?1, ?2, ?3)")?;
             in_order(ids, bytes, |id| {
                 let found = find.exists(params![id, row])?;
                 if found {
-                    pin.execute(params![row, kind.code(), id])?;
+                    pin.execute(params![row, code(kind), id])?;
                 }
                 Ok(found)
             })
@@ -66,7 +73,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`](crate::Error::Catalog).
     pub fn locate_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
-        self.locate(Kind::Data, ids, ChunkId::as_bytes)
+        self.locate(PackKind::Data, ids, ChunkId::as_bytes)
     }
 
     /// Every place where each node lies. As [`Catalog::locate_chunks`].
@@ -74,17 +81,17 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`](crate::Error::Catalog).
     pub fn locate_nodes(&self, ids: &[NodeId]) -> Result<Vec<Vec<Location>>> {
-        self.locate(Kind::Nodes, ids, NodeId::as_bytes)
+        self.locate(PackKind::Nodes, ids, NodeId::as_bytes)
     }
 
-    fn locate<I>(&self, kind: Kind, ids: &[I], bytes: Bytes<I>) -> Result<Vec<Vec<Location>>> {
+    fn locate<I>(&self, kind: PackKind, ids: &[I], bytes: Bytes<I>) -> Result<Vec<Vec<Location>>> {
         self.read("look up locations", |transaction| {
             // The rank is sorted here: almost always there is one row, and a sorter in SQL costs more than the look-up.
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT p.name, c.offset, c.payload_length, c.plain_length, c.codec,
                         p.state * 2 + (c.condemned IS NOT NULL)
                  FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1",
-                kind.table()
+                table(kind)
             ))?;
             in_order(ids, bytes, |id| locations(&mut find, id))
         })
@@ -161,7 +168,7 @@ fn locations(find: &mut CachedStatement<'_>, id: &[u8; 32]) -> Outcome<Vec<Locat
             offset: row.get(1)?,
             payload_length: row.get(2)?,
             plain_length: row.get(3)?,
-            codec: row.get(4)?,
+            codec: expect(Codec::from_byte(row.get(4)?), "codec")?,
         };
         found.push((row.get(5)?, location));
     }

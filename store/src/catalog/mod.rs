@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 pub use self::record::{
-    EntryRecord, Kind, Location, PackRecord, PackState, PackSummary, SessionState, Totals,
+    Location, PackRecord, PackState, PackSummary, SessionState, Totals,
 };
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};

@@ -2,11 +2,13 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::record::{EntryRecord, Kind, PackRecord, PackState, PackSummary, Totals};
+use super::lookup::{code, table};
+use super::record::{PackRecord, PackState, PackSummary, Totals};
 use super::sessions::open_row;
 use super::{Catalog, Outcome, expect, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::id::{PackName, SessionId};
+use crate::pack::{Entry, PackId, PackKind};
 
 impl Catalog {
     /// Records a pack that the session has stored durably. Repeating it is safe.
@@ -23,6 +25,7 @@ impl Catalog {
             match known {
                 None => {
                     let added = insert_pack(transaction, pack, Some(row))?;
+                    forget_expected(transaction, &pack.name)?;
                     insert_entries(transaction, &[(added, pack)])
                 }
                 Some(of) if of == Some(row) => Ok(()),
@@ -31,6 +34,38 @@ impl Catalog {
                     Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into())
                 }
             }
+        })
+    }
+
+    /// Notes that the session is about to store a pack of this name.
+    ///
+    /// # Errors
+    /// [`Error::Session`] unless the session is open.
+    pub fn expect_pack(&self, session: SessionId, name: PackName, kind: PackKind) -> Result<()> {
+        self.write("expect a pack", |transaction| {
+            open_row(transaction, session)?;
+            transaction
+                .prepare_cached("INSERT OR IGNORE INTO expected_packs (name, kind) VALUES (?1, ?2)")?
+                .execute(params![name.as_bytes(), code(kind)])?;
+            Ok(())
+        })
+    }
+
+    /// Packs that somebody was about to store and that nobody added since. They may or may not be in the bucket.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn expected_packs(&self) -> Result<Vec<PackId>> {
+        self.read("list expected packs", |transaction| {
+            let mut find = transaction.prepare_cached("SELECT name, kind FROM expected_packs ORDER BY name")?;
+            let mut rows = find.query(())?;
+            let mut packs = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (name, kind): (Vec<u8>, u8) = (row.get(0)?, row.get(1)?);
+                let kind = if kind == code(PackKind::Data) { PackKind::Data } else { PackKind::Nodes };
+                packs.push(PackId::new(kind, expect(PackName::from_slice(&name), "pack name")?));
+            }
+            Ok(packs)
         })
     }
 
@@ -54,6 +89,7 @@ impl Catalog {
             for pack in packs {
                 if !known.exists([pack.name.as_bytes()])? {
                     rows.push((insert_pack(transaction, pack, None)?, pack));
+                    forget_expected(transaction, &pack.name)?;
                 }
             }
             insert_entries(transaction, &rows)
@@ -81,13 +117,13 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Catalog`].
-    pub fn packs(&self, kind: Kind) -> Result<Vec<PackSummary>> {
+    pub fn packs(&self, kind: PackKind) -> Result<Vec<PackSummary>> {
         self.read("list the packs", |transaction| {
             let mut find = transaction.prepare_cached(
                 "SELECT p.name, p.size, p.entries, p.plain_bytes, s.id, p.proven, p.state
                  FROM packs p LEFT JOIN sessions s ON s.session = p.session WHERE p.kind = ?1 ORDER BY p.name",
             )?;
-            let mut rows = find.query([kind.code()])?;
+            let mut rows = find.query([code(kind)])?;
             let mut packs = Vec::new();
             while let Some(row) = rows.next()? {
                 let name: Vec<u8> = row.get(0)?;
@@ -118,18 +154,18 @@ impl Catalog {
     pub fn totals(&self) -> Result<Totals> {
         self.read("add everything up", |transaction| {
             let mut totals = Totals::default();
-            for kind in [Kind::Data, Kind::Nodes] {
+            for kind in [PackKind::Data, PackKind::Nodes] {
                 let (packs, bytes, entries, plain): (i64, i64, i64, i64) = transaction.query_row(
                     "SELECT count(*), ifnull(sum(size), 0), ifnull(sum(entries), 0), ifnull(sum(plain_bytes), 0)
                      FROM packs WHERE kind = ?1",
-                    [kind.code()],
+                    [code(kind)],
                     |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
                 )?;
                 totals.packs += from_sql(packs);
                 totals.pack_bytes += from_sql(bytes);
                 match kind {
-                    Kind::Data => (totals.chunks, totals.plain_bytes) = (from_sql(entries), from_sql(plain)),
-                    Kind::Nodes => totals.nodes = from_sql(entries),
+                    PackKind::Data => (totals.chunks, totals.plain_bytes) = (from_sql(entries), from_sql(plain)),
+                    PackKind::Nodes => totals.nodes = from_sql(entries),
                 }
             }
             let snapshots = transaction.query_row("SELECT count(*) FROM snapshots", (), |row| row.get(0))?;
@@ -139,9 +175,14 @@ impl Catalog {
     }
 }
 
+fn forget_expected(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()> {
+    transaction.prepare_cached("DELETE FROM expected_packs WHERE name = ?1")?.execute([name.as_bytes()])?;
+    Ok(())
+}
+
 /// The row of the pack, still without its entries. Of two with the same id the first counts.
 fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>) -> Outcome<i64> {
-    let mut entries: Vec<&EntryRecord> = pack.entries.iter().collect();
+    let mut entries: Vec<&Entry> = pack.entries.iter().collect();
     entries.sort_by_key(|entry| entry.id);
     entries.dedup_by_key(|entry| entry.id);
     let plain: u64 = entries.iter().map(|entry| u64::from(entry.plain_length)).sum();
@@ -152,7 +193,7 @@ fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option
         )?
         .execute(params![
             pack.name.as_bytes(),
-            pack.kind.code(),
+            code(pack.kind),
             to_sql(pack.size),
             to_sql(entries.len() as u64),
             to_sql(plain),
@@ -162,9 +203,9 @@ fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option
 }
 
 fn insert_entries(transaction: &Transaction<'_>, packs: &[(i64, &PackRecord)]) -> Outcome<()> {
-    for kind in [Kind::Data, Kind::Nodes] {
+    for kind in [PackKind::Data, PackKind::Nodes] {
         let of_kind = packs.iter().filter(|(_, pack)| pack.kind == kind);
-        let mut entries: Vec<(&EntryRecord, i64)> =
+        let mut entries: Vec<(&Entry, i64)> =
             of_kind.flat_map(|(row, pack)| pack.entries.iter().map(|entry| (entry, *row))).collect();
         // Stable: of two with the same id and pack the first stays.
         entries.sort_by_key(|(entry, row)| (entry.id, *row));
@@ -172,11 +213,11 @@ fn insert_entries(transaction: &Transaction<'_>, packs: &[(i64, &PackRecord)]) -
         let mut add = transaction.prepare_cached(&format!(
             "INSERT INTO {} (id, pack, offset, payload_length, plain_length, codec)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            kind.table()
+            table(kind)
         ))?;
         for (entry, row) in entries {
-            let EntryRecord { id, offset, payload_length, plain_length, codec } = entry;
-            add.execute(params![id, row, offset, payload_length, plain_length, codec])?;
+            let Entry { id, offset, payload_length, plain_length, codec } = entry;
+            add.execute(params![id, row, offset, payload_length, plain_length, codec.as_byte()])?;
         }
     }
     Ok(())

@@ -2,49 +2,7 @@
 
 use crate::error::Error;
 use crate::id::{PackName, SessionId};
-
-/// What a pack holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Chunks.
-    Data,
-    /// Tree nodes.
-    Nodes,
-}
-
-impl Kind {
-    /// As in a pack's header: 1 data, 2 nodes.
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Data => 1,
-            Self::Nodes => 2,
-        }
-    }
-
-    /// From a pack's header; `None` for anything else.
-    pub const fn from_code(code: u8) -> Option<Self> {
-        match code {
-            1 => Some(Self::Data),
-            2 => Some(Self::Nodes),
-            _ => None,
-        }
-    }
-}
-
-/// One frame of a pack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EntryRecord {
-    /// Chunk id or node id.
-    pub id: [u8; 32],
-    /// Where the frame begins in the pack, in bytes.
-    pub offset: u32,
-    /// Stored bytes after the frame's header.
-    pub payload_length: u32,
-    /// Bytes once decoded.
-    pub plain_length: u32,
-    /// 0 none, 1 zstd.
-    pub codec: u8,
-}
+use crate::pack::{Codec, Entry, PackKind};
 
 /// A pack as its trailer describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +10,11 @@ pub struct PackRecord {
     /// SHA-256 of the object.
     pub name: PackName,
     /// What it holds.
-    pub kind: Kind,
+    pub kind: PackKind,
     /// Bytes of the object.
     pub size: u64,
     /// Its frames, in any order. Of two with the same id the first counts.
-    pub entries: Vec<EntryRecord>,
+    pub entries: Vec<Entry>,
 }
 
 /// One place where a chunk or node lies.
@@ -70,8 +28,16 @@ pub struct Location {
     pub payload_length: u32,
     /// Bytes once decoded.
     pub plain_length: u32,
-    /// 0 none, 1 zstd.
-    pub codec: u8,
+    /// How it was compressed.
+    pub codec: Codec,
+}
+
+impl Location {
+    /// The pack's trailer line for `id` here.
+    pub const fn entry(&self, id: [u8; 32]) -> Entry {
+        let Self { offset, payload_length, plain_length, codec, .. } = *self;
+        Entry { id, offset, payload_length, plain_length, codec }
+    }
 }
 
 /// Whether a pack may be used.
@@ -102,7 +68,7 @@ pub struct PackSummary {
     /// SHA-256 of the object.
     pub name: PackName,
     /// What it holds.
-    pub kind: Kind,
+    pub kind: PackKind,
     /// Bytes of the object.
     pub size: u64,
     /// Chunks or nodes in it.

@@ -23,6 +23,12 @@ CREATE TABLE packs (
 );
 CREATE INDEX packs_of_session ON packs (session);
 
+-- Packs about to be stored: one whose writer was killed before it could add it is found again by its name.
+CREATE TABLE expected_packs (
+    name BLOB PRIMARY KEY,
+    kind INTEGER NOT NULL
+) WITHOUT ROWID;
+
 -- One id may lie in several packs. A row is offered to backups only if it is not condemned and its pack is live.
 CREATE TABLE chunks (
     id             BLOB NOT NULL,

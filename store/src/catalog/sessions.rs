@@ -42,6 +42,19 @@ impl Catalog {
         })
     }
 
+    /// The VM an open session was opened for, and the time it was given, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// [`Error::Session`] unless the session is open.
+    pub fn session_grant(&self, session: SessionId) -> Result<(String, i64)> {
+        self.read("look up a session", |transaction| {
+            let row = open_row(transaction, session)?;
+            Ok(transaction.query_row("SELECT vm, opened_at FROM sessions WHERE session = ?1", [row], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?)
+        })
+    }
+
     /// Where the session stands; `None` if there is no such session.
     ///
     /// # Errors

@@ -33,11 +33,11 @@ fn root(size: u64, n: u8) -> Root {
     Root { size, node: Some(node(n)) }
 }
 
-fn entry(n: u8, at: usize) -> EntryRecord {
-    EntryRecord { id: [n; 32], offset: 100 * at as u32, payload_length: 90, plain_length: 4096, codec: 1 }
+fn entry(n: u8, at: usize) -> Entry {
+    Entry { id: [n; 32], offset: 100 * at as u32, payload_length: 90, plain_length: 4096, codec: 1 }
 }
 
-fn pack(name: u8, kind: Kind, ids: &[u8]) -> PackRecord {
+fn pack(name: u8, kind: PackKind, ids: &[u8]) -> PackRecord {
     let entries = ids.iter().enumerate().map(|(at, n)| entry(*n, at)).collect();
     PackRecord { name: PackName::new([name; 32]), kind, size: 1000, entries }
 }
@@ -54,7 +54,7 @@ fn nothing_works(catalog: &Catalog, id: SessionId, state: &str) {
     is_session_error(catalog.have_chunks(id, &[]), state);
     is_session_error(catalog.have_nodes(id, &[]), state);
     is_session_error(catalog.pin_roots(id, &[]), state);
-    is_session_error(catalog.add_pack(id, &pack(200, Kind::Data, &[200])), state);
+    is_session_error(catalog.add_pack(id, &pack(200, PackKind::Data, &[200])), state);
     is_session_error(catalog.is_own_node(id, &[]), state);
     is_session_error(catalog.is_pinned_node(id, &[]), state);
     is_session_error(catalog.known_chunks(id, &[]), state);
@@ -121,7 +121,7 @@ fn having_pins() {
     for n in 1..=2 {
         catalog.open_session(session(n), "vm", 0).unwrap();
     }
-    catalog.add_pack(session(1), &pack(1, Kind::Data, &[3, 1, 2])).unwrap();
+    catalog.add_pack(session(1), &pack(1, PackKind::Data, &[3, 1, 2])).unwrap();
     let asked = [chunk(9), chunk(2), chunk(1), chunk(2)];
     assert_eq!(catalog.known_chunks(session(2), &asked).unwrap(), [false; 4]);
     assert_eq!(catalog.have_chunks(session(2), &asked).unwrap(), [false, true, true, true]);
@@ -141,7 +141,7 @@ fn nodes_are_trusted_once_proven() {
     for n in 1..=3 {
         catalog.open_session(session(n), "vm", 0).unwrap();
     }
-    catalog.add_pack(session(1), &pack(1, Kind::Nodes, &[1, 2])).unwrap();
+    catalog.add_pack(session(1), &pack(1, PackKind::Nodes, &[1, 2])).unwrap();
     assert_eq!(catalog.have_nodes(session(2), &[node(1)]).unwrap(), [false]);
     assert_eq!(catalog.is_pinned_node(session(2), &[node(1)]).unwrap(), [false]);
     assert_eq!(catalog.have_nodes(session(1), &[node(1)]).unwrap(), [true]);
@@ -184,7 +184,7 @@ fn a_pack_is_added_once_and_has_one_owner() {
     for n in 1..=2 {
         catalog.open_session(session(n), "vm", 0).unwrap();
     }
-    let first = pack(1, Kind::Data, &[1, 2, 1]);
+    let first = pack(1, PackKind::Data, &[1, 2, 1]);
     catalog.add_pack(session(1), &first).unwrap();
     catalog.add_pack(session(1), &first).unwrap();
     catalog.import_pack(&first).unwrap();
@@ -201,10 +201,10 @@ fn a_pack_is_added_once_and_has_one_owner() {
 fn packs_are_imported_together() {
     let (one_by_one, together) = (catalog(), catalog());
     let packs = [
-        pack(4, Kind::Nodes, &[9, 1, 1]),
-        pack(2, Kind::Data, &[7, 3, 1]),
-        pack(3, Kind::Data, &[1, 7, 5, 7]),
-        pack(2, Kind::Data, &[7, 3, 1]),
+        pack(4, PackKind::Nodes, &[9, 1, 1]),
+        pack(2, PackKind::Data, &[7, 3, 1]),
+        pack(3, PackKind::Data, &[1, 7, 5, 7]),
+        pack(2, PackKind::Data, &[7, 3, 1]),
     ];
     packs.iter().for_each(|pack| one_by_one.import_pack(pack).unwrap());
     together.import_packs(&packs).unwrap();
@@ -222,11 +222,11 @@ fn packs_are_imported_together() {
 fn an_id_may_lie_in_several_places() {
     let catalog = catalog();
     catalog.open_session(session(1), "vm", 0).unwrap();
-    catalog.add_pack(session(1), &pack(1, Kind::Data, &[5, 1])).unwrap();
-    catalog.add_pack(session(1), &pack(2, Kind::Data, &[1])).unwrap();
-    catalog.add_pack(session(1), &pack(3, Kind::Nodes, &[1])).unwrap();
+    catalog.add_pack(session(1), &pack(1, PackKind::Data, &[5, 1])).unwrap();
+    catalog.add_pack(session(1), &pack(2, PackKind::Data, &[1])).unwrap();
+    catalog.add_pack(session(1), &pack(3, PackKind::Nodes, &[1])).unwrap();
     let place = |name, at| {
-        let EntryRecord { offset, payload_length, plain_length, codec, .. } = entry(0, at);
+        let Entry { offset, payload_length, plain_length, codec, .. } = entry(0, at);
         Location { pack: PackName::new([name; 32]), offset, payload_length, plain_length, codec }
     };
     let found = catalog.locate_chunks(&[chunk(9), chunk(1), chunk(5)]).unwrap();
@@ -243,13 +243,13 @@ fn what_gc_condemned_is_read_but_not_offered() {
     ] {
         let catalog = catalog();
         catalog.open_session(session(1), "vm", 0).unwrap();
-        catalog.import_pack(&pack(1, Kind::Data, &[1])).unwrap();
+        catalog.import_pack(&pack(1, PackKind::Data, &[1])).unwrap();
         catalog.lock().execute_batch(condemn).unwrap();
         assert_eq!(catalog.have_chunks(session(1), &[chunk(1)]).unwrap(), [false]);
         assert_eq!(catalog.known_chunks(session(1), &[chunk(1)]).unwrap(), [false]);
         assert_eq!(catalog.locate_chunks(&[chunk(1)]).unwrap()[0].len(), 1);
         // A second copy is offered, and read first.
-        catalog.import_pack(&pack(2, Kind::Data, &[1])).unwrap();
+        catalog.import_pack(&pack(2, PackKind::Data, &[1])).unwrap();
         assert_eq!(catalog.have_chunks(session(1), &[chunk(1)]).unwrap(), [true]);
         assert_eq!(catalog.locate_chunks(&[chunk(1)]).unwrap()[0][0].pack, PackName::new([2; 32]));
     }
@@ -259,14 +259,14 @@ fn what_gc_condemned_is_read_but_not_offered() {
 fn what_is_found_in_the_bucket_must_be_proven() {
     let catalog = catalog();
     catalog.open_session(session(1), "vm", 0).unwrap();
-    for (name, kind) in [(1, Kind::Data), (3, Kind::Nodes), (2, Kind::Nodes)] {
+    for (name, kind) in [(1, PackKind::Data), (3, PackKind::Nodes), (2, PackKind::Nodes)] {
         catalog.import_pack(&pack(name, kind, &[name])).unwrap();
     }
     assert_eq!(catalog.have_chunks(session(1), &[chunk(1)]).unwrap(), [true]);
     assert_eq!(catalog.have_nodes(session(1), &[node(2), node(3)]).unwrap(), [false, false]);
     catalog.mark_proven(&[PackName::new([3; 32]), PackName::new([99; 32])]).unwrap();
     assert_eq!(catalog.have_nodes(session(1), &[node(2), node(3)]).unwrap(), [false, true]);
-    let packs = catalog.packs(Kind::Nodes).unwrap();
+    let packs = catalog.packs(PackKind::Nodes).unwrap();
     let shown: Vec<_> = packs.iter().map(|p| (p.name.as_bytes()[0], p.proven, p.session, p.state)).collect();
     assert_eq!(shown, [(2, false, None, PackState::Live), (3, true, None, PackState::Live)]);
 }
@@ -295,7 +295,7 @@ fn work(path: &Path, n: u8) {
     for round in 0..20_u8 {
         let mut name = [n; 32];
         name[31] = round;
-        let record = PackRecord { name: PackName::new(name), ..pack(0, Kind::Data, &[n, round, 250]) };
+        let record = PackRecord { name: PackName::new(name), ..pack(0, PackKind::Data, &[n, round, 250]) };
         catalog.add_pack(session(n), &record).unwrap();
         assert_eq!(catalog.have_chunks(session(n), &[chunk(n), chunk(250)]).unwrap(), [true, true]);
     }

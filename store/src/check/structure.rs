@@ -6,10 +6,9 @@ use std::sync::Arc;
 use super::{Affected, CheckOptions, CheckReport};
 use crate::backend::Backend;
 use crate::catalog::Catalog;
-use crate::document;
-use crate::id::{ChunkId, NodeId, PackName, Root};
-use crate::names;
-use crate::pack::{self, Kind};
+use crate::id::{ChunkId, NodeId, PackName, RepositoryId, Root};
+use crate::names::{self, ObjectName};
+use crate::pack::{self, PackKind};
 use crate::progress::Progress;
 use crate::repository::NodeReader;
 use crate::snapshot::Snapshot;
@@ -27,29 +26,30 @@ pub(crate) async fn structure(
     backend: &Backend,
     catalog: &Arc<Catalog>,
     nodes: &NodeReader,
+    id: RepositoryId,
     options: &CheckOptions,
     progress: &dyn Progress,
 ) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     let mut bad_packs: HashSet<PackName> = HashSet::new();
-    for kind in [Kind::Data, Kind::Nodes] {
+    for kind in [PackKind::Data, PackKind::Nodes] {
         packs(backend, catalog, kind, options, progress, &mut report, &mut bad_packs).await?;
     }
-    snapshots(backend, catalog, nodes, progress, &mut report, &bad_packs).await?;
+    snapshots(backend, catalog, nodes, id, progress, &mut report, &bad_packs).await?;
     Ok(report)
 }
 
 async fn packs(
     backend: &Backend,
     catalog: &Arc<Catalog>,
-    kind: Kind,
+    kind: PackKind,
     options: &CheckOptions,
     progress: &dyn Progress,
     report: &mut CheckReport,
     bad: &mut HashSet<PackName>,
 ) -> Result<()> {
-    let listed: HashMap<PackName, u64> = (backend.list(names::pack_folder(kind)).await?.into_iter())
-        .filter_map(|(name, size)| Some((names::parse_pack(&name)?.1, size)))
+    let listed: HashMap<PackName, u64> = (backend.list(kind.folder()).await?.into_iter())
+        .filter_map(|(name, size)| Some((pack_name(&name)?, size)))
         .collect();
     let known = catalog.packs(kind)?;
     progress.phase("packs", options.scrub.then(|| known.iter().map(|pack| pack.size).sum()));
@@ -83,6 +83,7 @@ async fn snapshots(
     backend: &Backend,
     catalog: &Arc<Catalog>,
     nodes: &NodeReader,
+    repository: RepositoryId,
     progress: &dyn Progress,
     report: &mut CheckReport,
     bad: &HashSet<PackName>,
@@ -98,7 +99,7 @@ async fn snapshots(
             Ok(_) => report.find(name.clone(), "it is not what was committed"),
             Err(error) => report.find(name.clone(), error.to_string()),
         }
-        let snapshot: Snapshot = match document::peek(&name, Snapshot::KIND, &cataloged) {
+        let snapshot: Snapshot = match Snapshot::peek(&id, &repository, &cataloged) {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 report.find(name, error.to_string());
@@ -201,6 +202,13 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+}
+
+fn pack_name(object: &str) -> Option<PackName> {
+    match ObjectName::parse(object)? {
+        ObjectName::Pack(_, name) => Some(name),
+        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ pub use reader::{
     Footer, PackIndex, Parsed, parse, parse_footer, parse_frame, parse_header, parse_trailer, verify_name,
 };
 pub use walk::{Walk, walk_frames};
-pub use writer::{FinishedPack, Frame, NodeFrame, PackWriter};
+pub use writer::{FinishedPack, Frame, NodeFrame, PackWriter, name_of};
 
 use crate::id::PackName;
 use crate::names::{self, ObjectName};

@@ -270,7 +270,7 @@ impl PackWriter {
 }
 
 /// SHA-256 of an object.
-pub(super) fn name_of(bytes: &[u8]) -> PackName {
+pub fn name_of(bytes: &[u8]) -> PackName {
     let digest = digest::digest(&digest::SHA256, bytes);
     PackName::from_slice(digest.as_ref()).expect("SHA-256 has 32 bytes")
 }

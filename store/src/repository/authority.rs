@@ -13,10 +13,10 @@ use crate::check::{self, CheckOptions, CheckReport};
 use crate::document;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId};
 use crate::names;
-use crate::pack::{self, Kind};
+use crate::pack::{self, PackId, PackKind};
 use crate::progress::Progress;
 use crate::session::{Facts, prove};
-use crate::snapshot::{Snapshot, Timestamp};
+use crate::snapshot::{self, Snapshot, Timestamp};
 use crate::tree::Node;
 use crate::{Error, Result};
 
@@ -57,25 +57,25 @@ impl Authority for Repository {
     }
 
     async fn key_slots(&self) -> Result<Vec<StoredDocument>> {
-        self.documents(names::KEY_SLOTS).await
+        self.documents(names::KEYS).await
     }
 
     async fn put_key_slot(&self, slot: SlotId, document: Bytes) -> Result<()> {
         self.writable()?;
-        self.backend.put(&names::key_slot(&slot), document).await
+        self.backend.put(&names::slot(&slot), document).await
     }
 
     async fn delete_key_slot(&self, slot: SlotId) -> Result<()> {
         self.writable()?;
-        self.backend.delete(&names::key_slot(&slot)).await
+        self.backend.delete(&names::slot(&slot)).await
     }
 
     async fn open_session(&self, vm: &str) -> Result<SessionGrant> {
         self.writable()?;
         let (session, vm) = (SessionId::random(), vm.to_owned());
-        let now = Timestamp::now().as_millis();
+        let now = Timestamp::now().as_milliseconds();
         let assigned = self.with_catalog(move |catalog| catalog.open_session(session, &vm, now)).await?;
-        Ok(SessionGrant { session, time: Timestamp::from_millis(assigned)? })
+        Ok(SessionGrant { session, time: Timestamp::from_milliseconds(assigned)? })
     }
 
     async fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
@@ -93,45 +93,47 @@ impl Authority for Repository {
         self.with_catalog(move |catalog| catalog.pin_roots(session, &roots)).await
     }
 
-    async fn put_pack(&self, session: SessionId, kind: Kind, bytes: Bytes) -> Result<PackName> {
+    async fn put_pack(&self, session: SessionId, kind: PackKind, bytes: Bytes) -> Result<PackName> {
         let id = self.id;
         let (record, bytes) = blocking(move || {
             let name = pack::name_of(&bytes);
-            let index = pack::parse(&names::pack(kind, &name), &bytes)?;
-            if index.kind != kind || index.repository != id {
-                return Err(Error::damaged(names::pack(kind, &name), "it was made for another place"));
+            let pack = PackId::new(kind, name);
+            let index = pack::parse(&pack, &bytes)?;
+            if index.header.repository != id {
+                return Err(Error::damaged(pack.to_string(), "it was made for another repository"));
             }
             Ok((PackRecord { name, kind, size: bytes.len() as u64, entries: index.entries }, bytes))
         })
         .await?;
         let name = record.name;
         // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
-        self.with_catalog(move |catalog| catalog.expect_pack(session, &name, kind)).await?;
+        self.with_catalog(move |catalog| catalog.expect_pack(session, name, kind)).await?;
         self.backend.put(&names::pack(kind, &name), bytes).await?;
         self.with_catalog(move |catalog| catalog.add_pack(session, &record)).await?;
         Ok(name)
     }
 
     async fn commit(&self, session: SessionId, document: Bytes) -> Result<()> {
-        let snapshot: Snapshot = document::peek("the new snapshot", Snapshot::KIND, &document)?;
+        let snapshot: Snapshot = document::peek("the new snapshot", snapshot::KIND, &document)?;
         let id = snapshot.snapshot;
         let granted = self.with_catalog(move |catalog| catalog.session_grant(session)).await?;
         let refuse = |reason: &str| Error::Unproven { snapshot: id, reason: reason.to_owned() };
-        if (granted.vm.as_str(), granted.time) != (&snapshot.vm, snapshot.time.as_millis()) {
+        if granted != (snapshot.vm.clone(), snapshot.time.as_milliseconds()) {
             return Err(refuse("its VM or its time are not those the session was opened with"));
         }
         if (snapshot.session, snapshot.repository) != (session, self.id) {
             return Err(refuse("it names another session or repository"));
         }
+        let roots: Vec<Root> = snapshot.roots().copied().collect();
         let live = self.with_catalog(move |catalog| catalog.session_roots(session)).await?;
         let facts = SessionFacts { repository: self, session };
-        if let Err(reason) = prove(&facts, &snapshot.roots(), &live).await? {
+        if let Err(reason) = prove(&facts, &roots, &live).await? {
             return Err(Error::Unproven { snapshot: id, reason });
         }
         self.backend.put(&names::snapshot(&id), document.clone()).await?;
-        owner::still_ours(&self.backend, &self.catalog).await?;
+        owner::still_ours(&self.backend, &self.catalog, &self.id).await?;
         self.with_catalog(move |catalog| {
-            let (time, roots) = (snapshot.time.as_millis(), snapshot.roots());
+            let time = snapshot.time.as_milliseconds();
             catalog.commit_session(session, id, &snapshot.vm, time, &document, &roots)
         })
         .await
@@ -159,7 +161,7 @@ impl Authority for Repository {
     }
 
     async fn read_pack(&self, name: PackName, range: Range<u64>) -> Result<Bytes> {
-        self.backend.get_range(&names::pack(Kind::Data, &name), range).await
+        self.backend.get_range(&names::pack(PackKind::Data, &name), range).await
     }
 
     async fn totals(&self) -> Result<Totals> {
@@ -167,7 +169,7 @@ impl Authority for Repository {
     }
 
     async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
-        check::structure(&self.backend, &self.catalog, &self.nodes, options, progress).await
+        check::structure(&self.backend, &self.catalog, &self.nodes, self.id, options, progress).await
     }
 }
 

@@ -12,7 +12,6 @@ use bytes::Bytes;
 
 use crate::backend::Backend;
 use crate::catalog::Catalog;
-use crate::document;
 use crate::id::{RepositoryId, SlotId};
 use crate::names;
 use crate::snapshot::Descriptor;
@@ -41,7 +40,7 @@ impl Repository {
             return Err(Error::AlreadyExists { location: backend.location().to_owned() });
         }
         for (slot, document) in slots {
-            backend.put(&names::key_slot(&slot), document).await?;
+            backend.put(&names::slot(&slot), document).await?;
         }
         // Last, so that a repository whose keys were not stored is never mistaken for one.
         backend.put(names::DESCRIPTOR, descriptor).await
@@ -58,17 +57,16 @@ impl Repository {
             }
             other => other?,
         };
-        let descriptor: Descriptor = document::peek(names::DESCRIPTOR, Descriptor::KIND, &descriptor)?;
-        let id = descriptor.repository;
+        let id = Descriptor::peek(&descriptor)?.repository;
         let path = catalog_path(&backend, state, id);
         let (catalog, fresh) = sync::open_catalog(&path, id, &backend).await?;
         let catalog = Arc::new(catalog);
         let ours = owner::settle(&backend, &catalog, id, access).await?;
         if !ours && !fresh {
-            sync::import(&backend, &catalog).await?;
+            sync::import(&backend, &catalog, id).await?;
         }
         if access != Access::Read {
-            sync::adopt(&backend, &catalog).await?;
+            sync::adopt(&backend, &catalog, id).await?;
         }
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
         Ok(Self { id, backend, catalog, nodes, access })
@@ -82,7 +80,7 @@ impl Repository {
 
 /// A directory keeps its catalog inside, so that it can be moved; a bucket's lies with this host's state.
 fn catalog_path(backend: &Backend, state: &Path, id: RepositoryId) -> PathBuf {
-    match backend.local_directory() {
+    match backend.directory() {
         Some(directory) => directory.join("catalog").join("catalog.sqlite"),
         None => state.join("catalogs").join(format!("{id}.sqlite")),
     }

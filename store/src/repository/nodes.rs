@@ -9,8 +9,7 @@ use super::blocking;
 use crate::backend::Backend;
 use crate::catalog::{Catalog, Location};
 use crate::id::NodeId;
-use crate::names;
-use crate::pack::{self, Kind};
+use crate::pack::{self, PackId, PackKind};
 use crate::restore::{coalesce, frame_range};
 use crate::{Error, Result};
 
@@ -107,14 +106,13 @@ impl NodeReader {
 
     async fn fetch_group(&self, group: &[(NodeId, Location)], found: &mut HashMap<NodeId, Bytes>) -> Result<()> {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
-        let name = names::pack(Kind::Nodes, &first.1.pack);
+        let pack = PackId::new(PackKind::Nodes, first.1.pack);
         let start = frame_range(&first.1).start;
-        let bytes = self.backend.get_range(&name, start..frame_range(&last.1).end).await?;
+        let bytes = self.backend.get_range(&pack.to_string(), start..frame_range(&last.1).end).await?;
         for (id, location) in group {
             let range = frame_range(location);
             let frame = bytes.slice((range.start - start) as usize..(range.end - start) as usize);
-            let node = pack::parse_node_frame(&name, range.start, &frame, id)?;
-            let node = frame.slice_ref(node);
+            let node = frame.slice_ref(pack::parse_frame(&pack, &frame, &location.entry(*id.as_bytes()))?.payload);
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(*id, Bytes::copy_from_slice(&node));
             found.insert(*id, node);
         }

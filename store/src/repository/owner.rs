@@ -4,9 +4,8 @@ use bytes::Bytes;
 
 use crate::backend::Backend;
 use crate::catalog::Catalog;
-use crate::document;
 use crate::id::RepositoryId;
-use crate::names;
+use crate::names::{self, ObjectName};
 use crate::snapshot::{Claim, Timestamp};
 use crate::{Error, Result};
 
@@ -22,20 +21,20 @@ pub enum Access {
 }
 
 /// The claim of the highest generation; `None` before the first.
-pub(super) async fn current(backend: &Backend) -> Result<Option<Claim>> {
+pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Result<Option<Claim>> {
     let claims = backend.list(names::CLAIMS).await?;
-    let highest = claims.iter().filter_map(|(name, _)| Some((names::parse_claim(name)?, name))).max();
-    let Some((generation, name)) = highest else { return Ok(None) };
-    let claim: Claim = document::open(name, Claim::KIND, &backend.get(name).await?, &document::public_key_for(Claim::KIND))?;
-    if claim.generation != generation {
-        return Err(Error::damaged(name.as_str(), format!("it claims generation {}", claim.generation)));
-    }
-    Ok(Some(claim))
+    let generations = claims.iter().filter_map(|(name, _)| match ObjectName::parse(name) {
+        Some(ObjectName::Claim(generation)) => Some(generation),
+        _ => None,
+    });
+    let Some(generation) = generations.max() else { return Ok(None) };
+    let bytes = backend.get(&names::claim(generation)).await?;
+    Claim::open(generation, repository, &bytes).map(Some)
 }
 
 /// Finds out whose the repository is and makes it ours where `access` asks for that. True if it is ours.
 pub(super) async fn settle(backend: &Backend, catalog: &Catalog, repository: RepositoryId, access: Access) -> Result<bool> {
-    let claim = current(backend).await?;
+    let claim = current(backend, &repository).await?;
     let owner = catalog.owner();
     match (&claim, access) {
         (Some(claim), _) if claim.owner == owner => return Ok(true),
@@ -47,15 +46,14 @@ pub(super) async fn settle(backend: &Backend, catalog: &Catalog, repository: Rep
     }
     let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
     let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
-    let text = document::seal(Claim::KIND, &next, &document::public_key_for(Claim::KIND));
-    backend.put(&names::claim(generation), Bytes::from(text)).await?;
+    backend.put(&names::claim(generation), Bytes::from(next.seal())).await?;
     // What another owner stored before is not in this catalog yet.
     Ok(claim.is_none())
 }
 
 /// Fails if somebody else has claimed the repository since it was opened.
-pub(super) async fn still_ours(backend: &Backend, catalog: &Catalog) -> Result<()> {
-    match current(backend).await? {
+pub(super) async fn still_ours(backend: &Backend, catalog: &Catalog, repository: &RepositoryId) -> Result<()> {
+    match current(backend, repository).await? {
         Some(claim) if claim.owner != catalog.owner() => {
             Err(Error::OwnedElsewhere { host: claim.host, generation: claim.generation })
         }

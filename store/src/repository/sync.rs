@@ -1,5 +1,6 @@
 //! Bringing the catalog up to what the bucket holds.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -7,10 +8,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::backend::Backend;
 use crate::catalog::{Catalog, PackRecord};
-use crate::document;
-use crate::id::RepositoryId;
-use crate::names;
-use crate::pack::{self, Kind};
+use crate::id::{PackName, RepositoryId, Root};
+use crate::names::{self, ObjectName};
+use crate::pack::{self, PackId, PackKind, Parsed};
 use crate::snapshot::Snapshot;
 use crate::{Error, Result};
 
@@ -18,6 +18,8 @@ use crate::{Error, Result};
 const TAIL: u64 = 256 << 10;
 /// Packs whose trailers are read at once.
 const PARALLEL: usize = 16;
+/// Packs put into the catalog at once.
+const TOGETHER: usize = 256;
 
 /// Opens the catalog at `path`, building it from the bucket if there is none. True if it was built.
 pub(super) async fn open_catalog(path: &Path, id: RepositoryId, backend: &Backend) -> Result<(Catalog, bool)> {
@@ -40,56 +42,66 @@ pub(super) async fn open_catalog(path: &Path, id: RepositoryId, backend: &Backen
         }
     }
     let catalog = Catalog::open(&building, id)?;
-    import(backend, &catalog).await?;
+    import(backend, &catalog, id).await?;
     drop(catalog);
     fs::rename(&building, path).map_err(file("put in place"))?;
     Ok((Catalog::open(path, id)?, true))
 }
 
 /// Imports every pack and snapshot that the bucket holds and the catalog does not.
-pub(super) async fn import(backend: &Backend, catalog: &Catalog) -> Result<()> {
-    for kind in [Kind::Data, Kind::Nodes] {
-        let known: std::collections::HashSet<_> = catalog.packs(kind)?.into_iter().map(|pack| pack.name).collect();
-        let listed = backend.list(names::pack_folder(kind)).await?;
-        let unknown = listed.into_iter().filter_map(|(name, size)| {
-            let (_, pack) = names::parse_pack(&name)?;
-            (!known.contains(&pack)).then_some((name, pack, size))
-        });
-        stream::iter(unknown)
-            .map(|(name, pack, size)| async move {
-                let entries = read_entries(backend, &name, size).await?;
-                Ok::<_, Error>(PackRecord { name: pack, kind, size, entries })
+pub(super) async fn import(backend: &Backend, catalog: &Catalog, id: RepositoryId) -> Result<()> {
+    for kind in [PackKind::Data, PackKind::Nodes] {
+        let known: HashSet<PackName> = catalog.packs(kind)?.into_iter().map(|pack| pack.name).collect();
+        let listed = backend.list(kind.folder()).await?;
+        let unknown: Vec<(PackId, u64)> = (listed.into_iter())
+            .filter_map(|(name, size)| match ObjectName::parse(&name) {
+                Some(ObjectName::Pack(kind, name)) if !known.contains(&name) => Some((PackId::new(kind, name), size)),
+                _ => None,
             })
-            .buffer_unordered(PARALLEL)
-            .try_for_each(|record| async move { catalog.import_pack(&record) })
-            .await?;
+            .collect();
+        for some in unknown.chunks(TOGETHER) {
+            let records = stream::iter(some)
+                .map(|(pack, size)| read_record(backend, *pack, *size))
+                .buffer_unordered(PARALLEL)
+                .try_collect::<Vec<PackRecord>>()
+                .await?;
+            catalog.import_packs(&records)?;
+        }
     }
-    adopt(backend, catalog).await
+    adopt(backend, catalog, id).await
 }
 
-/// Imports snapshots that were stored but never acknowledged: everything they need is durable.
-pub(super) async fn adopt(backend: &Backend, catalog: &Catalog) -> Result<()> {
+/// Imports what was stored but never acknowledged, because its writer was killed: packs it had announced, and snapshots.
+pub(super) async fn adopt(backend: &Backend, catalog: &Catalog, id: RepositoryId) -> Result<()> {
+    for pack in catalog.expected_packs()? {
+        // Absent, it may be on its way from another process: nothing is concluded.
+        if let Some(size) = backend.size(&pack.to_string()).await? {
+            catalog.import_pack(&read_record(backend, pack, size).await?)?;
+        }
+    }
     for (name, _) in backend.list(names::SNAPSHOTS).await? {
-        let Some(id) = names::parse_snapshot(&name) else { continue };
-        if catalog.has_snapshot(&id)? {
+        let Some(ObjectName::Snapshot(snapshot)) = ObjectName::parse(&name) else { continue };
+        if catalog.has_snapshot(snapshot)? {
             continue;
         }
         let bytes = backend.get(&name).await?;
-        let snapshot: Snapshot = document::peek(&name, Snapshot::KIND, &bytes)?;
-        catalog.import_snapshot(id, &snapshot.vm, snapshot.time.as_millis(), &bytes, &snapshot.roots())?;
+        let body = Snapshot::peek(&snapshot, &id, &bytes)?;
+        let roots: Vec<Root> = body.roots().copied().collect();
+        catalog.import_snapshot(snapshot, &body.vm, body.time.as_milliseconds(), &bytes, &roots)?;
     }
     Ok(())
 }
 
-/// The trailer of the pack called `name`.
-pub(super) async fn read_entries(backend: &Backend, name: &str, size: u64) -> Result<Vec<pack::Entry>> {
-    let mut start = size.saturating_sub(TAIL);
+/// Reads a pack's trailer.
+async fn read_record(backend: &Backend, pack: PackId, size: u64) -> Result<PackRecord> {
+    let name = pack.to_string();
+    let mut length = TAIL;
     loop {
-        let tail = backend.get_range(name, start..size).await?;
-        match pack::parse_trailer(name, &tail, size)? {
-            pack::Trailer::Entries(entries) => return Ok(entries),
-            pack::Trailer::StartsAt(at) if at < start => start = at,
-            pack::Trailer::StartsAt(_) => return Err(Error::damaged(name, "its trailer does not fit")),
+        let tail = backend.get_range(&name, size.saturating_sub(length)..size).await?;
+        match pack::parse_trailer(&pack, size, &tail)? {
+            Parsed::Whole((_, entries)) => return Ok(PackRecord { name: pack.name, kind: pack.kind, size, entries }),
+            Parsed::Needs(needed) if needed as u64 > length => length = needed as u64,
+            Parsed::Needs(_) => return Err(Error::damaged(name, "its trailer does not fit")),
         }
     }
 }

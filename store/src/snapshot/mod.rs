@@ -21,7 +21,8 @@ use crate::id::{RepositoryId, Root, SessionId, SnapshotId};
 use crate::key::BackupKey;
 use crate::{Error, Result, document, names};
 
-const KIND: &str = "snapshot";
+/// Kind of the document.
+pub(crate) const KIND: &str = "snapshot";
 
 /// How sure it is that a snapshot's disks fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

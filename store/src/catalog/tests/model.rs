@@ -9,9 +9,9 @@ use super::*;
 #[derive(Debug, Clone)]
 enum Step {
     Open(u8),
-    Have(u8, Kind, Vec<u8>),
-    Add(u8, u8, Kind, Vec<u8>),
-    Import(u8, Kind, Vec<u8>),
+    Have(u8, PackKind, Vec<u8>),
+    Add(u8, u8, PackKind, Vec<u8>),
+    Import(u8, PackKind, Vec<u8>),
     Prove(u8),
     Pin(u8, u8),
     Commit(u8, u8, u8),
@@ -21,7 +21,7 @@ enum Step {
 #[derive(Default)]
 struct Session {
     state: Option<SessionState>,
-    pins: BTreeSet<(Kind, u8)>,
+    pins: BTreeSet<(PackKind, u8)>,
     roots: BTreeSet<u8>,
 }
 
@@ -29,7 +29,7 @@ struct Session {
 struct Model {
     sessions: BTreeMap<u8, Session>,
     /// Name to kind, ids, writer, proven.
-    packs: BTreeMap<u8, (Kind, BTreeSet<u8>, Option<u8>, bool)>,
+    packs: BTreeMap<u8, (PackKind, BTreeSet<u8>, Option<u8>, bool)>,
     snapshots: BTreeMap<u8, u8>,
 }
 
@@ -38,13 +38,13 @@ impl Model {
         self.sessions.get(&session).is_some_and(|s| s.state == Some(SessionState::Open))
     }
 
-    fn offers(&self, session: u8, kind: Kind, id: u8) -> bool {
+    fn offers(&self, session: u8, kind: PackKind, id: u8) -> bool {
         self.packs.values().any(|(of, ids, writer, proven)| {
-            *of == kind && ids.contains(&id) && (kind == Kind::Data || *proven || *writer == Some(session))
+            *of == kind && ids.contains(&id) && (kind == PackKind::Data || *proven || *writer == Some(session))
         })
     }
 
-    fn owns(&self, session: u8, kind: Kind, id: u8) -> bool {
+    fn owns(&self, session: u8, kind: PackKind, id: u8) -> bool {
         self.packs
             .values()
             .any(|(of, ids, writer, _)| *of == kind && ids.contains(&id) && *writer == Some(session))
@@ -55,8 +55,8 @@ impl Model {
     }
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Data), Just(Kind::Nodes)]
+fn kind() -> impl Strategy<Value = PackKind> {
+    prop_oneof![Just(PackKind::Data), Just(PackKind::Nodes)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -87,10 +87,10 @@ fn take(catalog: &Catalog, model: &mut Model, step: Step) {
         }
         Step::Have(s, kind, ids) => {
             let answer = match kind {
-                Kind::Data => {
+                PackKind::Data => {
                     catalog.have_chunks(session(s), &ids.iter().map(|n| chunk(*n)).collect::<Vec<_>>())
                 }
-                Kind::Nodes => {
+                PackKind::Nodes => {
                     catalog.have_nodes(session(s), &ids.iter().map(|n| node(*n)).collect::<Vec<_>>())
                 }
             };
@@ -151,12 +151,12 @@ fn agree(catalog: &Catalog, model: &Model) {
     let chunks: Vec<_> = (0..12).map(chunk).collect();
     let nodes: Vec<_> = (0..12).map(node).collect();
     for (kind, found) in [
-        (Kind::Data, catalog.locate_chunks(&chunks).unwrap()),
-        (Kind::Nodes, catalog.locate_nodes(&nodes).unwrap()),
+        (PackKind::Data, catalog.locate_chunks(&chunks).unwrap()),
+        (PackKind::Nodes, catalog.locate_nodes(&nodes).unwrap()),
     ] {
         for (id, places) in (0..12_u8).zip(found) {
             let found: BTreeSet<u8> = places.iter().map(|place| place.pack.as_bytes()[0]).collect();
-            let holds = |pack: &(Kind, BTreeSet<u8>, _, _)| pack.0 == kind && pack.1.contains(&id);
+            let holds = |pack: &(PackKind, BTreeSet<u8>, _, _)| pack.0 == kind && pack.1.contains(&id);
             let expected = model.packs.iter().filter(|(_, pack)| holds(pack)).map(|(name, _)| *name);
             assert_eq!(found, expected.collect());
             assert_eq!(found.len(), places.len());
@@ -167,18 +167,18 @@ fn agree(catalog: &Catalog, model: &Model) {
         assert_eq!(catalog.session_state(session(n)).unwrap(), state);
         let Some(held) = model.sessions.get(&n).filter(|_| model.is_open(n)) else { continue };
         let expect = |test: &dyn Fn(u8) -> bool| (0..12).map(test).collect::<Vec<_>>();
-        let known = expect(&|id| held.pins.contains(&(Kind::Data, id)) || model.owns(n, Kind::Data, id));
+        let known = expect(&|id| held.pins.contains(&(PackKind::Data, id)) || model.owns(n, PackKind::Data, id));
         assert_eq!(catalog.known_chunks(session(n), &chunks).unwrap(), known);
-        let pinned = expect(&|id| held.pins.contains(&(Kind::Nodes, id)));
+        let pinned = expect(&|id| held.pins.contains(&(PackKind::Nodes, id)));
         assert_eq!(catalog.is_pinned_node(session(n), &nodes).unwrap(), pinned);
-        let own = expect(&|id| model.owns(n, Kind::Nodes, id));
+        let own = expect(&|id| model.owns(n, PackKind::Nodes, id));
         assert_eq!(catalog.is_own_node(session(n), &nodes).unwrap(), own);
         let roots: Vec<_> = held.roots.iter().map(|of| root(u64::from(*of), *of)).collect();
         assert_eq!(catalog.session_roots(session(n)).unwrap(), roots);
     }
     let totals = catalog.totals().unwrap();
     let count = |kind| model.packs.values().filter(|p| p.0 == kind).map(|p| p.1.len() as u64).sum::<u64>();
-    assert_eq!((totals.chunks, totals.nodes), (count(Kind::Data), count(Kind::Nodes)));
+    assert_eq!((totals.chunks, totals.nodes), (count(PackKind::Data), count(PackKind::Nodes)));
     assert_eq!((totals.packs, totals.snapshots), (model.packs.len() as u64, model.snapshots.len() as u64));
 }
 
