@@ -62,19 +62,32 @@ impl Backend {
     pub async fn put(&self, name: &str, bytes: Bytes) -> Result<()> {
         let path = path(name)?;
         self.check_root("write", name)?;
-        if self.inner.remote && is_content_named(name) {
-            // Replacing equal content with itself: the store may repeat the request after a timeout.
-            return self.write(&path, &bytes, PutMode::Overwrite).await.map_err(|e| failed("write", name, e));
+        if self.inner.remote {
+            return self.put_remote(name, &path, &bytes).await;
         }
         match self.write(&path, &bytes, PutMode::Create).await {
             Ok(()) => Ok(()),
             Err(StoreError::AlreadyExists { .. }) => self.confirm(name, &bytes).await,
-            Err(error) if self.inner.remote && is_unsupported(&error) => {
-                if self.size(name).await?.is_some() {
-                    return self.confirm(name, &bytes).await;
-                }
-                self.write(&path, &bytes, PutMode::Overwrite).await.map_err(|e| failed("write", name, e))
-            }
+            Err(error) => Err(failed("write", name, error)),
+        }
+    }
+
+    /// Servers honour, ignore or refuse a conditional PUT, and a conditional one is not repeated after a timeout.
+    async fn put_remote(&self, name: &str, path: &Path, bytes: &Bytes) -> Result<()> {
+        if is_content_named(name) {
+            // At worst it replaces equal bytes with themselves.
+            return self.write(path, bytes, PutMode::Overwrite).await.map_err(|e| failed("write", name, e));
+        }
+        if self.exists(name).await? {
+            return self.confirm(name, bytes).await;
+        }
+        let written = match self.write(path, bytes, PutMode::Create).await {
+            Err(error) if is_unsupported(&error) => self.write(path, bytes, PutMode::Overwrite).await,
+            written => written,
+        };
+        match written {
+            Ok(()) => Ok(()),
+            Err(StoreError::AlreadyExists { .. }) => self.confirm(name, bytes).await,
             Err(error) => Err(failed("write", name, error)),
         }
     }

@@ -227,7 +227,10 @@ mod tests {
         let store = s3_store(builder.clone().with_bucket_name("b")).unwrap();
         let shown = format!("{store:?}");
         assert!(shown.contains("http://127.0.0.1:3900/b"), "path style: {shown}");
-        assert!(shown.contains("300s"), "{shown}");
+        assert!(shown.contains("TotalTimeout: 300s"), "{shown}");
+        let hasty = builder.clone().with_config("aws_timeout".parse().unwrap(), "7 s").with_bucket_name("b");
+        let shown = format!("{:?}", s3_store(hasty).unwrap());
+        assert!(shown.contains("TotalTimeout: 7s"), "{shown}");
         let backend = Backend::bucket("s3://b/vm/daily/", "b/vm/daily/", builder).unwrap();
         assert!(backend.inner.store.to_string().contains("vm/daily"), "{}", backend.inner.store);
         assert_eq!(backend.directory(), None);

@@ -116,6 +116,30 @@ fn a_session_ends_once() {
 }
 
 #[test]
+fn a_session_that_ended_holds_nothing() {
+    fn is_shared<T: Send + Sync>(_: &T) {}
+    let catalog = catalog();
+    is_shared(&catalog);
+    catalog.import_pack(&pack(1, Kind::Data, &[1])).unwrap();
+    let held = || {
+        let sql = "SELECT (SELECT count(*) FROM pins), (SELECT count(*) FROM session_roots)";
+        catalog.lock().query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    for n in 1..=4 {
+        catalog.open_session(session(n), "vm", 0).unwrap();
+        catalog.have_chunks(session(n), &[chunk(1)]).unwrap();
+        catalog.pin_roots(session(n), &[Root { size: 1, node: None }]).unwrap();
+    }
+    assert_eq!(held(), (4, 4));
+    catalog.commit_session(session(1), snapshot(1), "vm", 1, b"doc", &[]).unwrap();
+    assert_eq!(held(), (3, 3));
+    catalog.abandon_session(session(2)).unwrap();
+    catalog.fence_session(session(3)).unwrap();
+    assert_eq!(held(), (1, 1));
+    assert_eq!(catalog.known_chunks(session(4), &[chunk(1)]).unwrap(), [true]);
+}
+
+#[test]
 fn having_pins() {
     let catalog = catalog();
     for n in 1..=2 {
