@@ -59,10 +59,7 @@ pub fn open<T: Serialize + DeserializeOwned>(
 ) -> Result<T> {
     let (envelope, found) = envelope(object, kind, bytes)?;
     if found != mac(envelope.body.get(), key) {
-        return Err(Error::damaged(
-            object,
-            "its mac does not belong to its body under this repository's key",
-        ));
+        return Err(Error::damaged(object, "its mac does not belong to its body and the key at hand"));
     }
     body(object, kind, bytes, &envelope, &found)
 }
