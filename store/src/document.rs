@@ -57,17 +57,11 @@ pub fn open<T: Serialize + DeserializeOwned>(
     bytes: &[u8],
     key: &[u8; 32],
 ) -> Result<T> {
-    let envelope = envelope(object, kind, bytes)?;
-    let expected = mac(envelope.body.get(), key);
-    let found = blake3::Hash::from_hex(&envelope.mac)
-        .map_err(|_| Error::damaged(object, "its mac is not 64 hex digits"))?;
-    if found != expected {
-        return Err(Error::damaged(
-            object,
-            "its mac does not belong to its body under this repository's key",
-        ));
+    let (envelope, found) = envelope(object, kind, bytes)?;
+    if found != mac(envelope.body.get(), key) {
+        return Err(Error::damaged(object, "its mac does not belong to its body and the key at hand"));
     }
-    body(object, kind, bytes, &envelope)
+    body(object, kind, bytes, &envelope, &found)
 }
 
 /// Reads a document without verifying its `mac`: for an authority that holds no keys. Everything in it may be forged.
@@ -75,11 +69,8 @@ pub fn open<T: Serialize + DeserializeOwned>(
 /// # Errors
 /// As [`open`], except that the `mac` may be any 64 hex digits.
 pub fn peek<T: Serialize + DeserializeOwned>(object: &str, kind: &'static str, bytes: &[u8]) -> Result<T> {
-    let envelope = envelope(object, kind, bytes)?;
-    if blake3::Hash::from_hex(&envelope.mac).is_err() {
-        return Err(Error::damaged(object, "its mac is not 64 hex digits"));
-    }
-    body(object, kind, bytes, &envelope)
+    let (envelope, found) = envelope(object, kind, bytes)?;
+    body(object, kind, bytes, &envelope, &found)
 }
 
 fn pretty(body: &impl Serialize) -> Zeroizing<String> {
@@ -100,7 +91,7 @@ fn text(kind: &str, body: &str, mac: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-fn envelope<'a>(object: &str, kind: &str, bytes: &'a [u8]) -> Result<Envelope<'a>> {
+fn envelope<'a>(object: &str, kind: &str, bytes: &'a [u8]) -> Result<(Envelope<'a>, blake3::Hash)> {
     if bytes.len() > MAXIMUM_LENGTH {
         return Err(Error::damaged(object, format!("{} bytes are too long for a document", bytes.len())));
     }
@@ -114,7 +105,9 @@ fn envelope<'a>(object: &str, kind: &str, bytes: &'a [u8]) -> Result<Envelope<'a
     }
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     debug_assert_eq!((envelope.underlay.as_str(), envelope.version), (kind, VERSION));
-    Ok(envelope)
+    let mac = blake3::Hash::from_hex(&envelope.mac)
+        .map_err(|_| Error::damaged(object, "its mac is not 64 hex digits"))?;
+    Ok((envelope, mac))
 }
 
 fn body<T: Serialize + DeserializeOwned>(
@@ -122,10 +115,11 @@ fn body<T: Serialize + DeserializeOwned>(
     kind: &str,
     bytes: &[u8],
     envelope: &Envelope<'_>,
+    mac: &blake3::Hash,
 ) -> Result<T> {
     let value: T = serde_json::from_str(envelope.body.get())
         .map_err(|error| Error::damaged(object, format!("its body cannot be read: {error}")))?;
-    if text(kind, &pretty(&value), &envelope.mac) != bytes {
+    if text(kind, &pretty(&value), &mac.to_hex()) != bytes {
         return Err(Error::damaged(object, "not in canonical form"));
     }
     Ok(value)

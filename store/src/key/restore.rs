@@ -60,7 +60,7 @@ impl RestoreKey {
         &self.backup
     }
 
-    /// Opens a sealed data key. About 60 microseconds: keep the result for the pack, or longer.
+    /// Opens a sealed data key. About 80 microseconds: keep the result for the pack, or longer.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it was altered, or sealed to another key or for another repository.

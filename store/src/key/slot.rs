@@ -138,7 +138,7 @@ impl Slot {
                 reason: format!("it is for repository {}, not {repository}", slot.repository),
             });
         }
-        validate::label(&slot.label)?;
+        validate::label(&slot.label).map_err(|error| Error::damaged(object, error.to_string()))?;
         Ok(slot)
     }
 

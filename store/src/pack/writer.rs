@@ -200,13 +200,13 @@ impl PackWriter {
     }
 
     fn append(&mut self, frame: &FrameFields<'_>) -> Result<()> {
-        let id = hex::encode(frame.id);
+        let id = ChunkId::new(*frame.id);
         let payload_length = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
         check_lengths(self.header.kind, frame.codec, frame.plain_length, payload_length)
-            .map_err(|_| refused(&id, "its lengths fit one another"))?;
+            .map_err(|_| refused(id, "its lengths fit one another"))?;
         let added = FRAME_HEADER_LENGTH as usize + frame.payload.len() + ENTRY_LENGTH;
         if self.len() + added > MAXIMUM_LENGTH as usize {
-            return Err(refused(&id, "a pack is at most 64 MiB"));
+            return Err(refused(id, "a pack is at most 64 MiB"));
         }
         if self.entries.is_empty() {
             // Untouched pages cost nothing; growing by doubling would copy and hold twice as much.
