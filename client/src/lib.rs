@@ -1,3 +1,6 @@
-//! client
+//! The underlay client: reads VM disks, backs them up to a repository, restores them.
 
+pub mod backup;
+pub mod image;
 pub mod restore;
+pub mod state;

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::catalog::{Location, Totals};
 use crate::check::{CheckOptions, CheckReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId};
-use crate::pack::Kind;
+use crate::pack::PackKind;
 use crate::progress::Progress;
 use crate::snapshot::Timestamp;
 
@@ -61,7 +61,7 @@ pub trait Authority: Send + Sync {
     async fn pin_roots(&self, session: SessionId, roots: &[Root]) -> Result<Vec<bool>>;
 
     /// Stores a pack; durable and known to the catalog when it returns. Repeating it changes nothing.
-    async fn put_pack(&self, session: SessionId, kind: Kind, bytes: Bytes) -> Result<PackName>;
+    async fn put_pack(&self, session: SessionId, kind: PackKind, bytes: Bytes) -> Result<PackName>;
 
     /// Proves every reference of the snapshot, stores it and makes it visible. Before this returns `Ok`, nothing is promised.
     async fn commit(&self, session: SessionId, document: Bytes) -> Result<()>;

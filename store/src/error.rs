@@ -157,7 +157,9 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
     /// The verification of a freshly encoded chunk failed: this machine computes wrongly.
-    #[error("a chunk did not decode to what was encoded: bad memory or a faulty processor; nothing of it was stored")]
+    #[error(
+        "a chunk did not decode to what was encoded: bad memory or a faulty processor; nothing of it was stored"
+    )]
     EncodeCheck,
 }
 

@@ -1,1 +1,30 @@
-//! tests
+//! The kit that underlay's whole-system tests stand on: real guests, a real QEMU, real S3 servers, real rivals.
+//!
+//! Whatever is slow to make is built once into a [`cache`] outside the source tree and shared by every test process.
+//! Nothing here is a stand-in: where a part is missing, the test fails and says what installs it.
+//!
+//! A suite that needs such parts is a file `tests/tests/real_*.rs`; a test in it that boots a guest is named `guest_*`,
+//! so that not more than two run at a time (`.config/nextest.toml`).
+
+/// The folder of built parts: one atomic build per recipe, whoever asks first.
+pub mod cache;
+/// Running external programs: captured output, and errors that quote it.
+pub mod commands;
+/// Programs compiled from the crate registry.
+pub mod crates;
+/// The package archive that this machine is already configured for.
+pub mod debian;
+/// The one error type of the kit.
+pub mod error;
+/// A bootable Debian guest, its overlays, and changes to its file system without booting it.
+pub mod guest;
+/// The Debian packages that the tests need.
+pub mod packages;
+/// Booting a disk image and reading its serial console.
+pub mod qemu;
+/// Other backup programs, to measure against.
+pub mod rivals;
+/// S3 servers on loopback.
+pub mod s3;
+
+pub use error::{Error, Result};

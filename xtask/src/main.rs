@@ -1,1 +1,31 @@
-fn main() {}
+//! `cargo xtask test` and `cargo xtask demo`: the two commands a newcomer needs.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a terminal")]
+
+mod demo;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask test [FILTER...]   check and test everything; with filters, run only those tests (arguments of nextest)
+cargo xtask demo               back up four VM disks twice, restore two points in time, show what it cost";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let done = match arguments.next().as_deref() {
+        Some("test") => test::test(&arguments.collect::<Vec<_>>()),
+        Some("demo") => demo::demo(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

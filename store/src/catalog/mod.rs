@@ -1,1 +1,153 @@
-//! catalog
+//! The catalog: a SQLite database that says where things are. The only room that names `rusqlite`.
+//!
+//! Packs, chunks, nodes and snapshots are derived from the bucket and can be read again from it; sessions and their pins are
+//! not, so every change is synced before it is answered. Several processes may work on one file. Nothing in the interface
+//! is SQL.
+//!
+//! Every method is one transaction and blocks the thread: call it from a blocking task. Ids may come in any order and are
+//! looked up sorted, which is several times faster. A failing database is [`Error::Catalog`] everywhere.
+
+mod lookup;
+mod packs;
+mod record;
+mod schema;
+mod sessions;
+mod snapshots;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+pub use self::record::{
+    Location, PackRecord, PackState, PackSummary, SessionState, Totals,
+};
+use crate::error::{Error, Result};
+use crate::id::{OwnerId, RepositoryId};
+
+/// An open catalog.
+pub struct Catalog {
+    path: PathBuf,
+    owner: OwnerId,
+    connection: Mutex<Connection>,
+}
+
+impl Catalog {
+    /// Opens the catalog at `path`, creating it (and its directory, mode 0700) if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Version`] if a newer build made it; [`Error::Catalog`] if it belongs to another repository or is damaged;
+    /// [`Error::File`] if its directory cannot be created.
+    pub fn open(path: &Path, repository: RepositoryId) -> Result<Self> {
+        schema::create_directory(path)?;
+        let connection = Connection::open(path).map_err(|e| failed(path, "open the database", e.into()))?;
+        Self::start(path, connection, repository)
+    }
+
+    /// A catalog that nobody else sees and that ends with this value.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn in_memory(repository: RepositoryId) -> Result<Self> {
+        let path = Path::new(":memory:");
+        let connection =
+            Connection::open_in_memory().map_err(|e| failed(path, "open the database", e.into()))?;
+        Self::start(path, connection, repository)
+    }
+
+    fn start(path: &Path, mut connection: Connection, repository: RepositoryId) -> Result<Self> {
+        let owner = schema::prepare(path, &mut connection, repository)
+            .map_err(|e| failed(path, "prepare the database", e))?;
+        Ok(Self { path: path.to_owned(), owner, connection: Mutex::new(connection) })
+    }
+
+    /// Who this catalog is in ownership claims. Random, made once with the file.
+    pub fn owner(&self) -> OwnerId {
+        self.owner
+    }
+
+    /// Runs `work` in a transaction that excludes other writers from its start.
+    fn write<T>(&self, action: &'static str, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
+        self.run(TransactionBehavior::Immediate, action, work)
+    }
+
+    /// Runs `work` on one unchanging view; writers go on.
+    fn read<T>(&self, action: &'static str, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
+        self.run(TransactionBehavior::Deferred, action, work)
+    }
+
+    fn run<T>(
+        &self,
+        behavior: TransactionBehavior,
+        action: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> Outcome<T>,
+    ) -> Result<T> {
+        let mut connection = self.lock();
+        let outcome = (|| {
+            let transaction = connection.transaction_with_behavior(behavior)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })();
+        outcome.map_err(|failure| failed(&self.path, action, failure))
+    }
+
+    /// A panic rolled its transaction back, so a poisoned connection is sound.
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Catalog({})", self.path.display())
+    }
+}
+
+/// Why a transaction ended early: the database, or a rule of the store.
+enum Failure {
+    Database(rusqlite::Error),
+    Rule(Error),
+    /// The database holds what no version of this program writes.
+    Content(String),
+}
+
+type Outcome<T> = std::result::Result<T, Failure>;
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Rule(error)
+    }
+}
+
+fn failed(path: &Path, action: &'static str, failure: Failure) -> Error {
+    let source = match failure {
+        Failure::Database(error) => error.into(),
+        Failure::Content(what) => what.into(),
+        Failure::Rule(error) => return error,
+    };
+    Error::Catalog { path: path.to_owned(), action, source }
+}
+
+/// A column that must be there and make sense.
+fn expect<T>(value: Option<T>, what: &'static str) -> Outcome<T> {
+    value.ok_or_else(|| Failure::Content(format!("the database holds a {what} that means nothing")))
+}
+
+/// SQLite's integers are signed; sizes keep all their bits.
+fn to_sql(value: u64) -> i64 {
+    value.cast_signed()
+}
+
+fn from_sql(value: i64) -> u64 {
+    value.cast_unsigned()
+}

@@ -1,1 +1,95 @@
-//! repository
+//! The repository itself: one bucket or directory, its catalog, and the promise of every commit.
+
+mod authority;
+mod nodes;
+mod owner;
+mod sync;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::backend::Backend;
+use crate::catalog::Catalog;
+use crate::id::{RepositoryId, SlotId};
+use crate::names;
+use crate::snapshot::Descriptor;
+use crate::{Error, Result};
+
+pub(crate) use nodes::NodeReader;
+pub use owner::Access;
+
+/// One repository, embedded in this process. Talk to it through [`crate::authority::Authority`].
+#[derive(Debug)]
+pub struct Repository {
+    id: RepositoryId,
+    backend: Backend,
+    catalog: Arc<Catalog>,
+    nodes: nodes::NodeReader,
+    access: Access,
+}
+
+impl Repository {
+    /// Makes a new repository of these documents: the descriptor and any key slots.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`]; what the backend reports.
+    pub async fn init(backend: &Backend, descriptor: Bytes, slots: Vec<(SlotId, Bytes)>) -> Result<()> {
+        if backend.size(names::DESCRIPTOR).await?.is_some() {
+            return Err(Error::AlreadyExists { location: backend.location().to_owned() });
+        }
+        for (slot, document) in slots {
+            backend.put(&names::slot(&slot), document).await?;
+        }
+        // Last, so that a repository whose keys were not stored is never mistaken for one.
+        backend.put(names::DESCRIPTOR, descriptor).await
+    }
+
+    /// Opens an existing repository. `state` is the folder for catalogs of repositories that are not local directories.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`]; [`Error::OwnedElsewhere`] for [`Access::Write`]; a damaged descriptor; backend and catalog errors.
+    pub async fn open(backend: Backend, state: &Path, access: Access) -> Result<Self> {
+        let descriptor = match backend.get(names::DESCRIPTOR).await {
+            Err(Error::Missing { .. }) => {
+                return Err(Error::NoRepository { location: backend.location().to_owned() });
+            }
+            other => other?,
+        };
+        let id = Descriptor::peek(&descriptor)?.repository;
+        let path = catalog_path(&backend, state, id);
+        let (catalog, fresh) = sync::open_catalog(&path, id, &backend).await?;
+        let catalog = Arc::new(catalog);
+        let ours = owner::settle(&backend, &catalog, id, access).await?;
+        if !ours && !fresh {
+            sync::import(&backend, &catalog, id).await?;
+        }
+        if access != Access::Read {
+            sync::adopt(&backend, &catalog, id).await?;
+        }
+        let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
+        Ok(Self { id, backend, catalog, nodes, access })
+    }
+
+    /// The repository's id.
+    pub fn id(&self) -> RepositoryId {
+        self.id
+    }
+}
+
+/// A directory keeps its catalog inside, so that it can be moved; a bucket's lies with this host's state.
+fn catalog_path(backend: &Backend, state: &Path, id: RepositoryId) -> PathBuf {
+    match backend.directory() {
+        Some(directory) => directory.join("catalog").join("catalog.sqlite"),
+        None => state.join("catalogs").join(format!("{id}.sqlite")),
+    }
+}
+
+/// Runs catalog work, which blocks, where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
+}

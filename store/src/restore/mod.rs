@@ -2,4 +2,4 @@
 
 mod plan;
 
-pub use plan::{PackRead, Wanted, coalesce, plan_reads};
+pub use plan::{PackRead, Wanted, coalesce, frame_range, plan_reads};

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::catalog::Location;
 use crate::id::{ChunkId, PackName};
-use crate::pack::FRAME_HEADER;
+use crate::pack::FRAME_HEADER_LENGTH;
 
 /// A chunk to read, with the one place chosen for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct PackRead {
 /// Bytes of a frame, header and payload, within its pack.
 pub fn frame_range(location: &Location) -> Range<u64> {
     let start = u64::from(location.offset);
-    start..start + FRAME_HEADER as u64 + u64::from(location.payload_length)
+    start..start + u64::from(FRAME_HEADER_LENGTH) + u64::from(location.payload_length)
 }
 
 /// Groups ascending ranges: neighbours at most `gap` bytes apart join, up to `longest` bytes. Returns index ranges.
@@ -86,7 +86,7 @@ mod tests {
             let wanted: Vec<Wanted> = places.iter().enumerate().map(|(at, &(pack, slot, length))| Wanted {
                 id: ChunkId::new([at as u8; 32]),
                 location: Location {
-                    pack: PackName::new([pack; 32]), offset: slot * 3000, payload_length: length, plain_length: 4096, codec: 0,
+                    pack: PackName::new([pack; 32]), offset: slot * 3000, payload_length: length, plain_length: 4096, codec: crate::pack::Codec::None,
                 },
             }).collect();
             let reads = plan_reads(wanted.clone(), gap, longest);

@@ -1,0 +1,313 @@
+//! The backup pipeline: from layers of a chain to a committed snapshot.
+//!
+//! Each layer becomes a tree by applying what it allocates to the tree of the layer below. Layers that a memo vouches for are
+//! not read. Regions are read, cut and hashed on all processors while the batch before is looked up, encoded and uploaded.
+
+mod dirty;
+mod error;
+mod layer;
+mod nodes;
+mod region;
+mod spot_check;
+mod uploads;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde::Serialize;
+use underlay_store::authority::{Authority, SessionGrant};
+use underlay_store::cut::Cutter;
+use underlay_store::document;
+use underlay_store::id::{Root, SnapshotId};
+use underlay_store::key::BackupKey;
+use underlay_store::progress::Progress;
+use underlay_store::snapshot::{Consistency, Descriptor, Disk, PrivateMetadata, Snapshot, Statistics};
+
+use crate::image::Chain;
+use crate::state::{Memo, Memos};
+
+pub use error::BackupError;
+
+use nodes::NodeStore;
+use uploads::Uploads;
+
+/// One disk of the VM.
+#[derive(Debug)]
+pub struct DiskSource {
+    /// Its name in the snapshot, such as `vda`.
+    pub name: String,
+    /// Its layers, none of which is written while the backup runs.
+    pub chain: Chain,
+}
+
+/// What to back up.
+#[derive(Debug)]
+pub struct Job {
+    /// The VM's name.
+    pub vm: String,
+    /// Its disks, all of the same moment.
+    pub disks: Vec<DiskSource>,
+    /// How consistent that moment is.
+    pub consistency: Consistency,
+    /// What only the holder of the restore key shall read.
+    pub private: PrivateMetadata,
+}
+
+/// How to back up.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// zstd level, 1..=19.
+    pub compression: i32,
+    /// Decode every chunk after encoding and compare, before it is uploaded.
+    pub verify_encoding: bool,
+    /// Packs in flight at once; each takes about 32 MiB of memory.
+    pub uploads: usize,
+    /// Unchanged chunks to re-read and compare, where a memo is relied on.
+    pub spot_checks: usize,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        Self { compression: 3, verify_encoding: true, uploads: 2, spot_checks: 4 }
+    }
+}
+
+/// What a finished backup did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The new snapshot.
+    pub snapshot: SnapshotId,
+    /// The VM.
+    pub vm: String,
+    /// Its time, by the repository's authority.
+    pub time: String,
+    /// Sum of the disks' sizes in bytes.
+    pub disk_bytes: u64,
+    /// Bytes read from the images, metadata not counted.
+    pub bytes_read: u64,
+    /// Plain bytes of chunks the repository lacked.
+    pub bytes_new: u64,
+    /// Bytes sent to the repository: packs and the snapshot.
+    pub bytes_uploaded: u64,
+    /// Layers whose content a memo vouched for.
+    pub layers_known: usize,
+    /// Layers read.
+    pub layers_read: usize,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+/// Counts of one backup, in bytes.
+#[derive(Debug, Default)]
+struct Counters {
+    new: AtomicU64,
+    uploaded: AtomicU64,
+}
+
+/// Everything that the steps of one backup share.
+struct Context<'a> {
+    authority: Arc<dyn Authority>,
+    runtime: tokio::runtime::Handle,
+    grant: SessionGrant,
+    descriptor: &'a Descriptor,
+    key: &'a BackupKey,
+    cutter: Cutter,
+    options: &'a BackupOptions,
+    progress: &'a dyn Progress,
+    cancel: &'a AtomicBool,
+    counters: Arc<Counters>,
+}
+
+impl Context<'_> {
+    /// Waits for the authority. Never called from an asynchronous task.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    fn check_cancelled(&self) -> Result<(), BackupError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(underlay_store::Error::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
+/// Where and with what a backup works.
+pub struct Environment<'a> {
+    /// The repository.
+    pub authority: Arc<dyn Authority>,
+    /// Its verified descriptor.
+    pub descriptor: &'a Descriptor,
+    /// The key.
+    pub key: &'a BackupKey,
+    /// What is known of layers already read.
+    pub memos: &'a Memos,
+    /// Runs the uploads. Must not be the caller's own executor thread.
+    pub runtime: tokio::runtime::Handle,
+    /// Hears of progress.
+    pub progress: &'a dyn Progress,
+    /// Set by another thread to stop the backup.
+    pub cancel: &'a AtomicBool,
+}
+
+impl std::fmt::Debug for Environment<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").field("descriptor", &self.descriptor).finish_non_exhaustive()
+    }
+}
+
+/// Backs up one VM. Blocks; must not be called from an asynchronous task.
+///
+/// # Errors
+/// Nothing is committed on any error. What had been stored is found again by the next backup.
+pub fn backup(environment: &Environment<'_>, job: Job, options: &BackupOptions) -> Result<Outcome, BackupError> {
+    let started = Instant::now();
+    let grant = environment.runtime.block_on(environment.authority.open_session(&job.vm))?;
+    let context = Context {
+        authority: Arc::clone(&environment.authority),
+        runtime: environment.runtime.clone(),
+        grant,
+        descriptor: environment.descriptor,
+        key: environment.key,
+        cutter: Cutter::new(&environment.descriptor.cut, *environment.key.cut_secret()),
+        options,
+        progress: environment.progress,
+        cancel: environment.cancel,
+        counters: Arc::default(),
+    };
+    let result = run(&context, environment.memos, job, started);
+    if result.is_err() {
+        // The first error is what matters; a session that cannot be given up now is given up by the authority later.
+        let _ = context.wait(context.authority.abandon(grant.session));
+    }
+    result
+}
+
+/// A disk whose tree is complete.
+struct Done {
+    disk: Disk,
+    memos: Vec<Memo>,
+    known: usize,
+}
+
+fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Result<Outcome, BackupError> {
+    let nodes = NodeStore::new(context);
+    let mut uploads = Uploads::new(context);
+    let mut done = Vec::new();
+    for source in &job.disks {
+        done.push(disk(context, memos, source, &nodes, &mut uploads)?);
+    }
+    uploads.finish(&nodes)?;
+    for source in &job.disks {
+        source.chain.verify_unchanged()?;
+    }
+    let known = done.iter().map(|done| done.known).sum();
+    let layers: usize = job.disks.iter().map(|source| source.chain.len()).sum();
+    let (disks, new_memos): (Vec<Disk>, Vec<Vec<Memo>>) = done.into_iter().map(|done| (done.disk, done.memos)).unzip();
+    let statistics = Statistics {
+        disk_bytes: disks.iter().map(|disk| disk.root.size).sum(),
+        bytes_read: job.disks.iter().map(|source| source.chain.counters().data_bytes).sum(),
+        bytes_new: context.counters.new.load(Ordering::Relaxed),
+        bytes_uploaded: context.counters.uploaded.load(Ordering::Relaxed),
+    };
+    let id = SnapshotId::random();
+    let repository = context.descriptor.repository;
+    let snapshot = Snapshot {
+        snapshot: id,
+        repository,
+        session: context.grant.session,
+        vm: job.vm,
+        time: context.grant.time,
+        consistency: job.consistency,
+        disks,
+        statistics,
+        client: env!("CARGO_PKG_VERSION").to_owned(),
+        private: Some(job.private.seal(context.key, repository, id)?),
+    };
+    snapshot.validate()?;
+    let text = document::seal(Snapshot::KIND, &snapshot, &context.key.document_key(Snapshot::KIND));
+    let uploaded = statistics.bytes_uploaded + text.len() as u64;
+    context.check_cancelled()?;
+    context.wait(context.authority.commit(context.grant.session, Bytes::from(text)))?;
+    // Only now: a memo must never vouch for a tree that was not committed.
+    for memo in new_memos.iter().flatten() {
+        if let Err(error) = memos.put(memo) {
+            context.progress.notice(&format!("{error}: the next backup reads that layer again"));
+        }
+    }
+    Ok(Outcome {
+        snapshot: id,
+        vm: snapshot.vm,
+        time: snapshot.time.to_string(),
+        disk_bytes: statistics.disk_bytes,
+        bytes_read: statistics.bytes_read,
+        bytes_new: statistics.bytes_new,
+        bytes_uploaded: uploaded,
+        layers_known: known,
+        layers_read: layers - known,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Makes the tree of one disk, starting from the highest layer that a memo vouches for.
+fn disk(
+    context: &Context<'_>,
+    memos: &Memos,
+    source: &DiskSource,
+    nodes: &NodeStore<'_>,
+    uploads: &mut Uploads<'_>,
+) -> Result<Done, BackupError> {
+    let known = known_layers(context, memos, &source.chain)?;
+    let result = layers(context, source, &known, nodes, uploads);
+    match result {
+        Err(BackupError::MemoContradicted { disk, offset }) => {
+            context.progress.notice(&format!(
+                "disk {disk}: unchanged data at byte {offset} is not what the last backup stored; reading every layer again"
+            ));
+            layers(context, source, &[], nodes, uploads)
+        }
+        other => other,
+    }
+}
+
+fn layers(
+    context: &Context<'_>,
+    source: &DiskSource,
+    known: &[Root],
+    nodes: &NodeStore<'_>,
+    uploads: &mut Uploads<'_>,
+) -> Result<Done, BackupError> {
+    let chain = &source.chain;
+    let mut roots = known.to_vec();
+    let mut memos = Vec::new();
+    for index in known.len()..chain.len() {
+        let identity = chain.layer(index).identity()?;
+        let below = roots.last().copied();
+        let root = layer::apply(context, source, index, below, nodes, uploads)?;
+        if let Some(below) = below.filter(|_| index == known.len()) {
+            spot_check::spot_check(context, source, index, below, nodes)?;
+        }
+        memos.push(Memo { identity, below, root });
+        roots.push(root);
+    }
+    let root = *roots.last().ok_or(BackupError::NoDisk)?;
+    // The base alone is kept alive by itself: layers between base and top are superseded by what is committed into them.
+    let layers = if roots.len() > 1 { vec![roots[0]] } else { Vec::new() };
+    Ok(Done { disk: Disk { name: source.name.clone(), root, layers }, memos, known: known.len() })
+}
+
+/// Roots of the layers, from the base up, that need not be read: memoised, and still part of a live snapshot.
+fn known_layers(context: &Context<'_>, memos: &Memos, chain: &Chain) -> Result<Vec<Root>, BackupError> {
+    let mut roots: Vec<Root> = Vec::new();
+    for index in 0..chain.len() {
+        let identity = chain.layer(index).identity()?;
+        match memos.get(&identity, roots.last())? {
+            Some(root) => roots.push(root),
+            None => break,
+        }
+    }
+    let live = context.wait(context.authority.pin_roots(context.grant.session, &roots))?;
+    // A snapshot names its base's root too, so the base itself must be live for anything above it to count.
+    let keep = if live.first() == Some(&true) { live.iter().rposition(|&live| live).map_or(0, |at| at + 1) } else { 0 };
+    roots.truncate(keep);
+    Ok(roots)
+}

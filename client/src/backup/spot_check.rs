@@ -1,0 +1,50 @@
+//! Re-reading a few chunks that a memo says have not changed.
+
+use underlay_store::cut::{BLOCK, REGION};
+use underlay_store::id::Root;
+use underlay_store::tree::{Cursor, Node, Run, regions};
+
+use super::nodes::{NodeStore, misplaced};
+use super::{BackupError, Context, DiskSource};
+
+/// Compares random chunks of the memoised tree `below` with what the layers under `index` hold now.
+pub(super) fn spot_check(
+    context: &Context<'_>,
+    source: &DiskSource,
+    index: usize,
+    below: Root,
+    nodes: &NodeStore<'_>,
+) -> Result<(), BackupError> {
+    let Some(layer) = index.checked_sub(1) else { return Ok(()) };
+    for _ in 0..context.options.spot_checks {
+        let region = random_below(regions(below.size));
+        let mut cursor = Cursor::new(below);
+        let mut from = nodes;
+        let Some((region, leaf)) = cursor.next_leaf(region, &mut from, misplaced)? else { continue };
+        let Some(Node::Leaf(runs)) = nodes.read(&[leaf])?.into_iter().next() else { return Err(misplaced(&leaf).into()) };
+        let mut at = region * REGION as u64;
+        let chunks: Vec<_> = runs
+            .iter()
+            .filter_map(|run| {
+                let offset = at;
+                at += (run.blocks() * BLOCK) as u64;
+                match run {
+                    Run::Chunk(_, id) => Some((offset, at.min(below.size), *id)),
+                    Run::Zero(_) => None,
+                }
+            })
+            .collect();
+        let Some((offset, end, id)) = chunks.get(random_below(chunks.len() as u64) as usize) else { continue };
+        let mut bytes = vec![0; (end - offset) as usize];
+        source.chain.read_at(layer, *offset, &mut bytes)?;
+        if context.key.chunk_id(&bytes) != *id {
+            return Err(BackupError::MemoContradicted { disk: source.name.clone(), offset: *offset });
+        }
+    }
+    Ok(())
+}
+
+/// Uniform enough for sampling; 0 if `end` is 0.
+fn random_below(end: u64) -> u64 {
+    u64::from_le_bytes(underlay_store::key::random_bytes()).checked_rem(end).unwrap_or(0)
+}

@@ -1,0 +1,33 @@
+//! What this host remembers between backups. Losing it costs reading, never correctness.
+
+mod memo;
+
+use std::path::PathBuf;
+
+pub use memo::{Memo, Memos};
+
+/// Why state cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct StateError {
+    /// What was attempted.
+    pub action: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// The operating system's report.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The folder for this user's state: `$UNDERLAY_STATE_DIR`, `/var/lib/underlay` for root, else by the XDG rules.
+pub fn state_directory() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(directory) = variable("UNDERLAY_STATE_DIR") {
+        return directory;
+    }
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/underlay");
+    }
+    let base = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
+    base.unwrap_or_else(|| PathBuf::from("/var/tmp")).join("underlay")
+}

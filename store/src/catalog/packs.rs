@@ -1,0 +1,224 @@
+//! Packs and sums over them.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::lookup::{code, table};
+use super::record::{PackRecord, PackState, PackSummary, Totals};
+use super::sessions::open_row;
+use super::{Catalog, Outcome, expect, from_sql, to_sql};
+use crate::error::{Error, Result};
+use crate::id::{PackName, SessionId};
+use crate::pack::{Entry, PackId, PackKind};
+
+impl Catalog {
+    /// Records a pack that the session has stored durably. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if the pack is known as another's.
+    pub fn add_pack(&self, session: SessionId, pack: &PackRecord) -> Result<()> {
+        self.write("add a pack", |transaction| {
+            let row = open_row(transaction, session)?;
+            let known: Option<Option<i64>> = transaction
+                .prepare_cached("SELECT session FROM packs WHERE name = ?1")?
+                .query_row([pack.name.as_bytes()], |row| row.get(0))
+                .optional()?;
+            match known {
+                None => {
+                    let added = insert_pack(transaction, pack, Some(row))?;
+                    forget_expected(transaction, &pack.name)?;
+                    insert_entries(transaction, &[(added, pack)])
+                }
+                Some(of) if of == Some(row) => Ok(()),
+                Some(_) => {
+                    let rule = "a pack belongs to the session that wrote it".to_owned();
+                    Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into())
+                }
+            }
+        })
+    }
+
+    /// Notes that the session is about to store a pack of this name.
+    ///
+    /// # Errors
+    /// [`Error::Session`] unless the session is open.
+    pub fn expect_pack(&self, session: SessionId, name: PackName, kind: PackKind) -> Result<()> {
+        self.write("expect a pack", |transaction| {
+            open_row(transaction, session)?;
+            transaction
+                .prepare_cached("INSERT OR IGNORE INTO expected_packs (name, kind) VALUES (?1, ?2)")?
+                .execute(params![name.as_bytes(), code(kind)])?;
+            Ok(())
+        })
+    }
+
+    /// Packs that somebody was about to store and that nobody added since. They may or may not be in the bucket.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn expected_packs(&self) -> Result<Vec<PackId>> {
+        self.read("list expected packs", |transaction| {
+            let mut find = transaction.prepare_cached("SELECT name, kind FROM expected_packs ORDER BY name")?;
+            let mut rows = find.query(())?;
+            let mut packs = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (name, kind): (Vec<u8>, u8) = (row.get(0)?, row.get(1)?);
+                let kind = if kind == code(PackKind::Data) { PackKind::Data } else { PackKind::Nodes };
+                packs.push(PackId::new(kind, expect(PackName::from_slice(&name), "pack name")?));
+            }
+            Ok(packs)
+        })
+    }
+
+    /// Records a pack found in the bucket, unless it is known. What it refers to counts as unproven.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn import_pack(&self, pack: &PackRecord) -> Result<()> {
+        self.import_packs(std::slice::from_ref(pack))
+    }
+
+    /// Records many packs as [`Catalog::import_pack`] does, all or none. Their ids are sorted together: in a large catalog a
+    /// few hundred packs at once go many times faster than one by one.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn import_packs(&self, packs: &[PackRecord]) -> Result<()> {
+        self.write("import packs", |transaction| {
+            let mut known = transaction.prepare_cached("SELECT 1 FROM packs WHERE name = ?1")?;
+            let mut rows = Vec::new();
+            for pack in packs {
+                if !known.exists([pack.name.as_bytes()])? {
+                    rows.push((insert_pack(transaction, pack, None)?, pack));
+                    forget_expected(transaction, &pack.name)?;
+                }
+            }
+            insert_entries(transaction, &rows)
+        })
+    }
+
+    /// Declares that all that the nodes of these packs refer to is stored: backups may then refer to the nodes. Unknown packs
+    /// are passed over.
+    ///
+    /// Only who has walked them may say so. A node pack found in the bucket can stem from a session that never committed.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn mark_proven(&self, packs: &[PackName]) -> Result<()> {
+        self.write("mark packs as proven", |transaction| {
+            let mut mark = transaction.prepare_cached("UPDATE packs SET proven = 1 WHERE name = ?1")?;
+            for pack in packs {
+                mark.execute([pack.as_bytes()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// All packs of a kind, in whatever state, by name.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn packs(&self, kind: PackKind) -> Result<Vec<PackSummary>> {
+        self.read("list the packs", |transaction| {
+            let mut find = transaction.prepare_cached(
+                "SELECT p.name, p.size, p.entries, p.plain_bytes, s.id, p.proven, p.state
+                 FROM packs p LEFT JOIN sessions s ON s.session = p.session WHERE p.kind = ?1 ORDER BY p.name",
+            )?;
+            let mut rows = find.query([code(kind)])?;
+            let mut packs = Vec::new();
+            while let Some(row) = rows.next()? {
+                let name: Vec<u8> = row.get(0)?;
+                let session: Option<Vec<u8>> = row.get(4)?;
+                let session = match session {
+                    Some(id) => Some(expect(SessionId::from_slice(&id), "session id")?),
+                    None => None,
+                };
+                packs.push(PackSummary {
+                    name: expect(PackName::from_slice(&name), "pack name")?,
+                    kind,
+                    size: from_sql(row.get(1)?),
+                    entries: from_sql(row.get(2)?),
+                    plain_bytes: from_sql(row.get(3)?),
+                    session,
+                    proven: row.get(5)?,
+                    state: expect(PackState::from_code(row.get(6)?), "pack state")?,
+                });
+            }
+            Ok(packs)
+        })
+    }
+
+    /// Sums over everything, in whatever state.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn totals(&self) -> Result<Totals> {
+        self.read("add everything up", |transaction| {
+            let mut totals = Totals::default();
+            for kind in [PackKind::Data, PackKind::Nodes] {
+                let (packs, bytes, entries, plain): (i64, i64, i64, i64) = transaction.query_row(
+                    "SELECT count(*), ifnull(sum(size), 0), ifnull(sum(entries), 0), ifnull(sum(plain_bytes), 0)
+                     FROM packs WHERE kind = ?1",
+                    [code(kind)],
+                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                )?;
+                totals.packs += from_sql(packs);
+                totals.pack_bytes += from_sql(bytes);
+                match kind {
+                    PackKind::Data => (totals.chunks, totals.plain_bytes) = (from_sql(entries), from_sql(plain)),
+                    PackKind::Nodes => totals.nodes = from_sql(entries),
+                }
+            }
+            let snapshots = transaction.query_row("SELECT count(*) FROM snapshots", (), |row| row.get(0))?;
+            totals.snapshots = from_sql(snapshots);
+            Ok(totals)
+        })
+    }
+}
+
+fn forget_expected(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()> {
+    transaction.prepare_cached("DELETE FROM expected_packs WHERE name = ?1")?.execute([name.as_bytes()])?;
+    Ok(())
+}
+
+/// The row of the pack, still without its entries. Of two with the same id the first counts.
+fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>) -> Outcome<i64> {
+    let mut entries: Vec<&Entry> = pack.entries.iter().collect();
+    entries.sort_by_key(|entry| entry.id);
+    entries.dedup_by_key(|entry| entry.id);
+    let plain: u64 = entries.iter().map(|entry| u64::from(entry.plain_length)).sum();
+    transaction
+        .prepare_cached(
+            "INSERT INTO packs (name, kind, size, entries, plain_bytes, session, proven)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)",
+        )?
+        .execute(params![
+            pack.name.as_bytes(),
+            code(pack.kind),
+            to_sql(pack.size),
+            to_sql(entries.len() as u64),
+            to_sql(plain),
+            session
+        ])?;
+    Ok(transaction.last_insert_rowid())
+}
+
+fn insert_entries(transaction: &Transaction<'_>, packs: &[(i64, &PackRecord)]) -> Outcome<()> {
+    for kind in [PackKind::Data, PackKind::Nodes] {
+        let of_kind = packs.iter().filter(|(_, pack)| pack.kind == kind);
+        let mut entries: Vec<(&Entry, i64)> =
+            of_kind.flat_map(|(row, pack)| pack.entries.iter().map(|entry| (entry, *row))).collect();
+        // Stable: of two with the same id and pack the first stays.
+        entries.sort_by_key(|(entry, row)| (entry.id, *row));
+        entries.dedup_by_key(|(entry, row)| (entry.id, *row));
+        let mut add = transaction.prepare_cached(&format!(
+            "INSERT INTO {} (id, pack, offset, payload_length, plain_length, codec)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            table(kind)
+        ))?;
+        for (entry, row) in entries {
+            let Entry { id, offset, payload_length, plain_length, codec } = entry;
+            add.execute(params![id, row, offset, payload_length, plain_length, codec.as_byte()])?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! What the catalog takes and gives.
+
+use crate::error::Error;
+use crate::id::{PackName, SessionId};
+use crate::pack::{Codec, Entry, PackKind};
+
+/// A pack as its trailer describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackRecord {
+    /// SHA-256 of the object.
+    pub name: PackName,
+    /// What it holds.
+    pub kind: PackKind,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Its frames, in any order. Of two with the same id the first counts.
+    pub entries: Vec<Entry>,
+}
+
+/// One place where a chunk or node lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Location {
+    /// The pack.
+    pub pack: PackName,
+    /// Where the frame begins in the pack, in bytes.
+    pub offset: u32,
+    /// Stored bytes after the frame's header.
+    pub payload_length: u32,
+    /// Bytes once decoded.
+    pub plain_length: u32,
+    /// How it was compressed.
+    pub codec: Codec,
+}
+
+impl Location {
+    /// The pack's trailer line for `id` here.
+    pub const fn entry(&self, id: [u8; 32]) -> Entry {
+        let Self { offset, payload_length, plain_length, codec, .. } = *self;
+        Entry { id, offset, payload_length, plain_length, codec }
+    }
+}
+
+/// Whether a pack may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PackState {
+    /// In use.
+    Live,
+    /// Found unused by gc: no longer offered to backups, still readable.
+    Condemned,
+    /// May be gone from the bucket at any moment.
+    Deleting,
+}
+
+impl PackState {
+    pub(super) const fn from_code(code: i64) -> Option<Self> {
+        match code {
+            0 => Some(Self::Live),
+            1 => Some(Self::Condemned),
+            2 => Some(Self::Deleting),
+            _ => None,
+        }
+    }
+}
+
+/// A pack without its entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackSummary {
+    /// SHA-256 of the object.
+    pub name: PackName,
+    /// What it holds.
+    pub kind: PackKind,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Chunks or nodes in it.
+    pub entries: u64,
+    /// Bytes of those once decoded.
+    pub plain_bytes: u64,
+    /// The session that wrote it; `None` if it was found in the bucket.
+    pub session: Option<SessionId>,
+    /// A commit has proven all that its nodes refer to.
+    pub proven: bool,
+    /// Whether it may be used.
+    pub state: PackState,
+}
+
+/// Sums over the catalog. A chunk stored twice counts twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Packs of both kinds.
+    pub packs: u64,
+    /// Bytes of those objects.
+    pub pack_bytes: u64,
+    /// Stored chunks.
+    pub chunks: u64,
+    /// Stored tree nodes.
+    pub nodes: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Bytes of the stored chunks once decoded.
+    pub plain_bytes: u64,
+}
+
+/// Where a session stands. Only an open one may change anything; the others are for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SessionState {
+    /// In progress.
+    Open,
+    /// Ended with a snapshot.
+    Committed,
+    /// Given up by its writer.
+    Abandoned,
+    /// Shut out, so that gc need not wait for it.
+    Fenced,
+}
+
+impl SessionState {
+    pub(super) const fn code(self) -> i64 {
+        match self {
+            Self::Open => 0,
+            Self::Committed => 1,
+            Self::Abandoned => 2,
+            Self::Fenced => 3,
+        }
+    }
+
+    pub(super) const fn from_code(code: i64) -> Option<Self> {
+        match code {
+            0 => Some(Self::Open),
+            1 => Some(Self::Committed),
+            2 => Some(Self::Abandoned),
+            3 => Some(Self::Fenced),
+            _ => None,
+        }
+    }
+
+    /// As [`Error::Session`] says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Committed => "committed",
+            Self::Abandoned => "abandoned",
+            Self::Fenced => "fenced",
+        }
+    }
+
+    pub(super) fn refuse(self, session: SessionId) -> Error {
+        Error::Session { session, state: self.name() }
+    }
+}

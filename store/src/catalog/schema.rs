@@ -1,0 +1,181 @@
+//! Opening: settings, creation, version.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+
+use super::{Failure, Outcome, expect};
+use crate::error::{Error, Result};
+use crate::id::{OwnerId, RepositoryId};
+
+const VERSION: u32 = 1;
+/// Marks the file as ours: "unly".
+const APPLICATION: u32 = 0x756e_6c79;
+/// How long a transaction waits for those of other processes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) fn create_directory(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else { return Ok(()) };
+    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(|source| Error::File {
+        path: parent.to_owned(),
+        action: "create",
+        source,
+    })
+}
+
+/// Settings, then the tables if the file is new. Returns the owner.
+pub(super) fn prepare(
+    path: &Path,
+    connection: &mut Connection,
+    repository: RepositoryId,
+) -> Outcome<OwnerId> {
+    connection.busy_timeout(PATIENCE)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Before the first page is written; no effect on an existing file.
+    connection.pragma_update(None, "page_size", 8192)?;
+    refuse_foreign(path, connection)?;
+    patiently(|| connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())))?;
+    // A commit that was answered survives loss of power.
+    connection.pragma_update(None, "synchronous", "full")?;
+    // In pages. The ids of a pack touch a page each: a longer log writes each page to the database less often.
+    connection.pragma_update(None, "wal_autocheckpoint", 8192)?;
+    connection.pragma_update(None, "cache_size", -(64 << 10))?;
+    connection.pragma_update(None, "temp_store", "memory")?;
+
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if version(&transaction)? == 0 {
+        transaction.execute_batch(include_str!("schema.sql"))?;
+        transaction.execute(
+            "INSERT INTO meta (one, repository, owner, epoch, clock) VALUES (1, ?1, ?2, 0, 0)",
+            params![repository.as_bytes(), OwnerId::random().as_bytes()],
+        )?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    let (found, owner): (Vec<u8>, Vec<u8>) =
+        transaction
+            .query_row("SELECT repository, owner FROM meta", (), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    transaction.commit()?;
+    let found = expect(RepositoryId::from_slice(&found), "repository id")?;
+    if found != repository {
+        return Err(Failure::Content(format!("it belongs to repository {found}, not {repository}")));
+    }
+    expect(OwnerId::from_slice(&owner), "owner id")
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Newer catalogs and databases of other programs are left exactly as they are.
+fn refuse_foreign(path: &Path, connection: &Connection) -> Outcome<()> {
+    let found = version(connection)?;
+    let application: u32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let tables = connection.query_row("SELECT 1 FROM sqlite_schema LIMIT 1", (), |_| Ok(())).optional()?;
+    if tables.is_some() && application != APPLICATION {
+        return Err(Failure::Content("it is a database of another program".to_owned()));
+    }
+    if found > VERSION {
+        return Err(Error::Version { object: path.display().to_string(), found, known: VERSION }.into());
+    }
+    Ok(())
+}
+
+/// Switching to the write-ahead log does not wait for others by itself.
+fn patiently(mut work: impl FnMut() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    let start = Instant::now();
+    loop {
+        match work() {
+            Err(rusqlite::Error::SqliteFailure(error, _))
+                if error.code == ErrorCode::DatabaseBusy && start.elapsed() < PATIENCE =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Catalog;
+
+    fn repository() -> RepositoryId {
+        RepositoryId::new([7; 16])
+    }
+
+    #[test]
+    fn settings_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&dir.path().join("deep/er/catalog.db"), repository()).unwrap();
+        let connection = catalog.lock();
+        let text = |name| connection.pragma_query_value(None, name, |row| row.get::<_, String>(0)).unwrap();
+        let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(text("journal_mode"), "wal");
+        assert_eq!(number("page_size"), 8192);
+        assert_eq!(number("synchronous"), 2);
+        assert_eq!(number("busy_timeout"), 60_000);
+        assert_eq!(number("user_version"), 1);
+    }
+
+    #[test]
+    fn the_owner_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let first = Catalog::open(&path, repository()).unwrap().owner();
+        assert_eq!(Catalog::open(&path, repository()).unwrap().owner(), first);
+        let other = Catalog::open(&dir.path().join("other.db"), repository()).unwrap().owner();
+        assert_ne!(other, first);
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 2).unwrap();
+        let error = Catalog::open(&path, repository()).unwrap_err();
+        assert!(matches!(error, Error::Version { found: 2, known: 1, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn strangers_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        Catalog::open(&path, repository()).unwrap();
+        let refused = |path: &Path, repository| match Catalog::open(path, repository) {
+            Err(Error::Catalog { source, .. }) => source.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert!(refused(&path, RepositoryId::new([8; 16])).contains("belongs to repository 0707"));
+
+        let text = dir.path().join("text");
+        std::fs::write(
+            &text,
+            "not a database, but longer than a header of SQLite would be, by far".repeat(3),
+        )
+        .unwrap();
+        assert!(refused(&text, repository()).contains("not a database"));
+
+        let foreign = dir.path().join("foreign.db");
+        Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+        let before = std::fs::read(&foreign).unwrap();
+        assert!(refused(&foreign, repository()).contains("another program"));
+        assert_eq!(std::fs::read(&foreign).unwrap(), before);
+    }
+
+    #[test]
+    fn many_may_create_it_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let owners: Vec<_> = std::thread::scope(|scope| {
+            let open = || scope.spawn(|| Catalog::open(&path, repository()).unwrap().owner());
+            let threads: Vec<_> = (0..8).map(|_| open()).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(owners.iter().all(|owner| *owner == owners[0]));
+    }
+}

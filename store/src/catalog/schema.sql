@@ -1,0 +1,94 @@
+-- The catalog, version 1. Derived from the bucket, except for sessions and what they hold.
+-- Ids are blobs. Rows name packs, sessions and snapshots by small integers.
+
+CREATE TABLE meta (
+    one         INTEGER PRIMARY KEY CHECK (one = 1),
+    repository  BLOB NOT NULL,
+    owner       BLOB NOT NULL,
+    epoch       INTEGER NOT NULL,   -- advanced by gc
+    clock       INTEGER NOT NULL    -- last time assigned, milliseconds since 1970
+);
+
+CREATE TABLE packs (
+    pack        INTEGER PRIMARY KEY,
+    name        BLOB NOT NULL UNIQUE,
+    kind        INTEGER NOT NULL,   -- 1 data, 2 nodes
+    size        INTEGER NOT NULL,
+    entries     INTEGER NOT NULL,
+    plain_bytes INTEGER NOT NULL,
+    session     INTEGER,            -- null: found in the bucket
+    proven      INTEGER NOT NULL,   -- a commit has proven what its nodes refer to
+    state       INTEGER NOT NULL DEFAULT 0, -- 0 live, 1 condemned, 2 deleting
+    condemned   INTEGER             -- epoch in which it left state 0
+);
+CREATE INDEX packs_of_session ON packs (session);
+
+-- Packs about to be stored: one whose writer was killed before it could add it is found again by its name.
+CREATE TABLE expected_packs (
+    name BLOB PRIMARY KEY,
+    kind INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- One id may lie in several packs. A row is offered to backups only if it is not condemned and its pack is live.
+CREATE TABLE chunks (
+    id             BLOB NOT NULL,
+    pack           INTEGER NOT NULL,
+    offset         INTEGER NOT NULL,
+    payload_length INTEGER NOT NULL,
+    plain_length   INTEGER NOT NULL,
+    codec          INTEGER NOT NULL,
+    condemned      INTEGER,         -- epoch
+    PRIMARY KEY (id, pack)
+) WITHOUT ROWID;
+
+CREATE TABLE nodes (
+    id             BLOB NOT NULL,
+    pack           INTEGER NOT NULL,
+    offset         INTEGER NOT NULL,
+    payload_length INTEGER NOT NULL,
+    plain_length   INTEGER NOT NULL,
+    codec          INTEGER NOT NULL,
+    condemned      INTEGER,
+    PRIMARY KEY (id, pack)
+) WITHOUT ROWID;
+
+CREATE TABLE sessions (
+    session   INTEGER PRIMARY KEY,
+    id        BLOB NOT NULL UNIQUE,
+    vm        TEXT NOT NULL,
+    opened_at INTEGER NOT NULL,     -- assigned from the clock
+    epoch     INTEGER NOT NULL,     -- in which it opened
+    state     INTEGER NOT NULL,     -- 0 open, 1 committed, 2 abandoned, 3 fenced
+    last_seen INTEGER NOT NULL
+);
+
+-- What an open session was promised.
+CREATE TABLE pins (
+    session INTEGER NOT NULL,
+    kind    INTEGER NOT NULL,       -- 1 chunk, 2 node
+    id      BLOB NOT NULL,
+    PRIMARY KEY (session, kind, id)
+) WITHOUT ROWID;
+
+-- The empty blob as a node stands for a disk of zeros.
+CREATE TABLE session_roots (
+    session INTEGER NOT NULL,
+    size    INTEGER NOT NULL,
+    node    BLOB NOT NULL,
+    PRIMARY KEY (session, size, node)
+) WITHOUT ROWID;
+
+CREATE TABLE snapshots (
+    snapshot INTEGER PRIMARY KEY,
+    id       BLOB NOT NULL UNIQUE,
+    vm       TEXT NOT NULL,
+    time     INTEGER NOT NULL,
+    document BLOB NOT NULL
+);
+
+CREATE TABLE roots (
+    node     BLOB NOT NULL,
+    size     INTEGER NOT NULL,
+    snapshot INTEGER NOT NULL,
+    PRIMARY KEY (node, size, snapshot)
+) WITHOUT ROWID;

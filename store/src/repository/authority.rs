@@ -1,0 +1,207 @@
+//! [`Authority`] for a repository in this process.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Access, Repository, blocking, owner};
+use crate::authority::{Authority, SessionGrant, StoredDocument};
+use crate::catalog::{Catalog, Location, PackRecord, Totals};
+use crate::check::{self, CheckOptions, CheckReport};
+use crate::document;
+use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId};
+use crate::names;
+use crate::pack::{self, PackId, PackKind};
+use crate::progress::Progress;
+use crate::session::{Facts, prove};
+use crate::snapshot::{self, Snapshot, Timestamp};
+use crate::tree::Node;
+use crate::{Error, Result};
+
+impl Repository {
+    async fn with_catalog<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Catalog) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let catalog = Arc::clone(&self.catalog);
+        blocking(move || work(&catalog)).await
+    }
+
+    async fn documents(&self, folder: &str) -> Result<Vec<StoredDocument>> {
+        let mut documents = Vec::new();
+        for (name, _) in self.backend.list(folder).await? {
+            let bytes = self.backend.get(&name).await?;
+            documents.push(StoredDocument { name, bytes });
+        }
+        Ok(documents)
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.access == Access::Read {
+            return Err(Error::Invalid {
+                what: "access",
+                value: "read".into(),
+                rule: "this repository was opened for reading only".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Authority for Repository {
+    async fn descriptor(&self) -> Result<Bytes> {
+        self.backend.get(names::DESCRIPTOR).await
+    }
+
+    async fn key_slots(&self) -> Result<Vec<StoredDocument>> {
+        self.documents(names::KEYS).await
+    }
+
+    async fn put_key_slot(&self, slot: SlotId, document: Bytes) -> Result<()> {
+        self.writable()?;
+        self.backend.put(&names::slot(&slot), document).await
+    }
+
+    async fn delete_key_slot(&self, slot: SlotId) -> Result<()> {
+        self.writable()?;
+        self.backend.delete(&names::slot(&slot)).await
+    }
+
+    async fn open_session(&self, vm: &str) -> Result<SessionGrant> {
+        self.writable()?;
+        let (session, vm) = (SessionId::random(), vm.to_owned());
+        let now = Timestamp::now().as_milliseconds();
+        let assigned = self.with_catalog(move |catalog| catalog.open_session(session, &vm, now)).await?;
+        Ok(SessionGrant { session, time: Timestamp::from_milliseconds(assigned)? })
+    }
+
+    async fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
+        let ids = ids.to_vec();
+        self.with_catalog(move |catalog| catalog.have_chunks(session, &ids)).await
+    }
+
+    async fn have_nodes(&self, session: SessionId, ids: &[NodeId]) -> Result<Vec<bool>> {
+        let ids = ids.to_vec();
+        self.with_catalog(move |catalog| catalog.have_nodes(session, &ids)).await
+    }
+
+    async fn pin_roots(&self, session: SessionId, roots: &[Root]) -> Result<Vec<bool>> {
+        let roots = roots.to_vec();
+        self.with_catalog(move |catalog| catalog.pin_roots(session, &roots)).await
+    }
+
+    async fn put_pack(&self, session: SessionId, kind: PackKind, bytes: Bytes) -> Result<PackName> {
+        let id = self.id;
+        let (record, bytes) = blocking(move || {
+            let name = pack::name_of(&bytes);
+            let pack = PackId::new(kind, name);
+            let index = pack::parse(&pack, &bytes)?;
+            if index.header.repository != id {
+                return Err(Error::damaged(pack.to_string(), "it was made for another repository"));
+            }
+            Ok((PackRecord { name, kind, size: bytes.len() as u64, entries: index.entries }, bytes))
+        })
+        .await?;
+        let name = record.name;
+        // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
+        self.with_catalog(move |catalog| catalog.expect_pack(session, name, kind)).await?;
+        self.backend.put(&names::pack(kind, &name), bytes).await?;
+        self.with_catalog(move |catalog| catalog.add_pack(session, &record)).await?;
+        Ok(name)
+    }
+
+    async fn commit(&self, session: SessionId, document: Bytes) -> Result<()> {
+        let snapshot: Snapshot = document::peek("the new snapshot", snapshot::KIND, &document)?;
+        let id = snapshot.snapshot;
+        let granted = self.with_catalog(move |catalog| catalog.session_grant(session)).await?;
+        let refuse = |reason: &str| Error::Unproven { snapshot: id, reason: reason.to_owned() };
+        if granted != (snapshot.vm.clone(), snapshot.time.as_milliseconds()) {
+            return Err(refuse("its VM or its time are not those the session was opened with"));
+        }
+        if (snapshot.session, snapshot.repository) != (session, self.id) {
+            return Err(refuse("it names another session or repository"));
+        }
+        let roots: Vec<Root> = snapshot.roots().copied().collect();
+        let live = self.with_catalog(move |catalog| catalog.session_roots(session)).await?;
+        let facts = SessionFacts { repository: self, session };
+        if let Err(reason) = prove(&facts, &roots, &live).await? {
+            return Err(Error::Unproven { snapshot: id, reason });
+        }
+        self.backend.put(&names::snapshot(&id), document.clone()).await?;
+        owner::still_ours(&self.backend, &self.catalog, &self.id).await?;
+        self.with_catalog(move |catalog| {
+            let time = snapshot.time.as_milliseconds();
+            catalog.commit_session(session, id, &snapshot.vm, time, &document, &roots)
+        })
+        .await
+    }
+
+    async fn abandon(&self, session: SessionId) -> Result<()> {
+        self.with_catalog(move |catalog| catalog.abandon_session(session)).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<StoredDocument>> {
+        let stored = self.with_catalog(Catalog::snapshots).await?;
+        Ok(stored
+            .into_iter()
+            .map(|(id, bytes)| StoredDocument { name: names::snapshot(&id), bytes: bytes.into() })
+            .collect())
+    }
+
+    async fn read_nodes(&self, ids: &[NodeId]) -> Result<Vec<Bytes>> {
+        self.nodes.read(ids).await
+    }
+
+    async fn locate_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
+        let ids = ids.to_vec();
+        self.with_catalog(move |catalog| catalog.locate_chunks(&ids)).await
+    }
+
+    async fn read_pack(&self, name: PackName, range: Range<u64>) -> Result<Bytes> {
+        self.backend.get_range(&names::pack(PackKind::Data, &name), range).await
+    }
+
+    async fn totals(&self) -> Result<Totals> {
+        self.with_catalog(Catalog::totals).await
+    }
+
+    async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
+        check::structure(&self.backend, &self.catalog, &self.nodes, self.id, options, progress).await
+    }
+}
+
+/// What the catalog and the node packs say about one session.
+struct SessionFacts<'a> {
+    repository: &'a Repository,
+    session: SessionId,
+}
+
+#[async_trait]
+impl Facts for SessionFacts<'_> {
+    async fn own_nodes(&self, ids: &[NodeId]) -> Result<Vec<bool>> {
+        let (session, ids) = (self.session, ids.to_vec());
+        self.repository.with_catalog(move |catalog| catalog.is_own_node(session, &ids)).await
+    }
+
+    async fn pinned_nodes(&self, ids: &[NodeId]) -> Result<Vec<bool>> {
+        let (session, ids) = (self.session, ids.to_vec());
+        self.repository.with_catalog(move |catalog| catalog.is_pinned_node(session, &ids)).await
+    }
+
+    async fn known_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
+        let (session, ids) = (self.session, ids.to_vec());
+        self.repository.with_catalog(move |catalog| catalog.known_chunks(session, &ids)).await
+    }
+
+    async fn read(&self, ids: &[NodeId]) -> Result<Vec<Node>> {
+        let encodings = self.repository.nodes.read(ids).await?;
+        encodings
+            .iter()
+            .zip(ids)
+            .map(|(bytes, id)| Node::decode(bytes).map_err(|what| Error::damaged(format!("node {id}"), what)))
+            .collect()
+    }
+}

@@ -1,0 +1,94 @@
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::commands::{find_program, run_command};
+use crate::debian::Archive;
+use crate::{Error, Result};
+
+/// A Debian package that a test needs, and how to tell that it is there.
+#[derive(Clone, Copy, Debug)]
+struct Package {
+    name: &'static str,
+    proof: Proof,
+    /// The release before trixie has a QEMU too old for us: these come from its backports, all of one version.
+    backport: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Proof {
+    Program(&'static str),
+    File(&'static str),
+    PythonModule(&'static str),
+}
+
+const PACKAGES: &[Package] = &[
+    Package { name: "qemu-utils", proof: Proof::Program("qemu-img"), backport: true },
+    Package { name: "qemu-system-x86", proof: Proof::Program("qemu-system-x86_64"), backport: true },
+    Package { name: "mmdebstrap", proof: Proof::Program("mmdebstrap"), backport: false },
+    Package { name: "e2fsprogs", proof: Proof::Program("debugfs"), backport: false },
+    Package { name: "fdisk", proof: Proof::Program("sfdisk"), backport: false },
+    Package { name: "mtools", proof: Proof::Program("mcopy"), backport: false },
+    Package { name: "syslinux", proof: Proof::Program("syslinux"), backport: false },
+    Package { name: "syslinux-common", proof: Proof::File(crate::guest::BOOT_RECORD), backport: false },
+    Package { name: "strace", proof: Proof::Program("strace"), backport: false },
+    Package { name: "python3", proof: Proof::Program("python3"), backport: false },
+    Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },
+];
+
+/// Installs the packages that are missing, from the machine's own archive. Does nothing when none is.
+///
+/// Needs root; for anyone else the error is the one line that root would run.
+pub fn install_missing() -> Result<()> {
+    let missing: Vec<_> = PACKAGES.iter().filter(|package| !package.is_installed()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let archive = Archive::of_this_machine()?;
+    let backports =
+        Some(format!("{}-backports", archive.codename)).filter(|_| archive.codename == "bookworm");
+    let mut steps = Vec::new();
+    if let Some(suite) = backports.as_ref().filter(|suite| !archive.suites.contains(suite)) {
+        steps.push(format!("echo '{}' > /etc/apt/sources.list.d/{suite}.list", archive.source_line(suite)));
+    }
+    steps.push("apt-get -q update".to_owned());
+    let install = "apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=600";
+    for backport in [true, false] {
+        let of_this_kind = missing.iter().filter(|package| package.backport == backport);
+        let names: Vec<_> = of_this_kind.map(|package| package.name).collect();
+        let target =
+            backports.as_ref().filter(|_| backport).map(|suite| format!(" -t {suite}")).unwrap_or_default();
+        if !names.is_empty() {
+            steps.push(format!("{install}{target} {}", names.join(" ")));
+        }
+    }
+    let script = steps.join(" && ");
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::new(format!("the tests need packages; as root, run:\n{script}")));
+    }
+    run_command(Command::new("sh").args(["-c", &script]).env("DEBIAN_FRONTEND", "noninteractive"))?;
+    match missing.iter().find(|package| !package.is_installed()) {
+        None => Ok(()),
+        Some(package) => {
+            Err(Error::new(format!("{} is installed, yet {:?} is not there", package.name, package.proof)))
+        }
+    }
+}
+
+/// Names of the packages that [`install_missing`] would install now.
+#[must_use]
+pub fn missing() -> Vec<&'static str> {
+    PACKAGES.iter().filter(|package| !package.is_installed()).map(|package| package.name).collect()
+}
+
+impl Package {
+    fn is_installed(&self) -> bool {
+        match self.proof {
+            Proof::Program(program) => find_program(program).is_some(),
+            Proof::File(file) => fs::exists(Path::new(file)).unwrap_or(false),
+            Proof::PythonModule(module) => {
+                run_command(Command::new("python3").args(["-c", &format!("import {module}")])).is_ok()
+            }
+        }
+    }
+}
