@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Everything a restore reports.
 #[derive(Debug, thiserror::Error)]
@@ -15,9 +16,9 @@ pub enum RestoreError {
     Data {
         /// Where the data belongs, in bytes of guest address space.
         offset: u64,
-        /// What is wrong with the last copy tried.
+        /// What is wrong with the last copy tried. Shared with the other chunks of the same failed read.
         #[source]
-        source: underlay_store::Error,
+        source: Arc<underlay_store::Error>,
     },
     /// Something is there already.
     #[error("{path} already exists")]
@@ -92,13 +93,14 @@ impl RestoreError {
     /// What the user can do next, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Store(source) | Self::Data { source, .. } => return source.hint(),
+            Self::Store(source) => return source.hint(),
+            Self::Data { source, .. } => return source.hint(),
             Self::TargetExists { .. } => "choose another place, or replace what is there with --force",
             Self::NotATarget { .. } => "restore to a file, a block device, or `-` for standard output",
             Self::DeviceTooSmall { .. } => "choose or make a larger device",
             Self::TooLarge { .. } => "restore with --format raw",
             Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space or restore elsewhere; nothing of this attempt was kept"
+                "free some space or restore elsewhere"
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
                 "something uses the device: unmount it, or stop what holds it"

@@ -15,8 +15,13 @@
 //! Files grow under a temporary name and take their own only when they are whole and on disk: a restore that fails or is
 //! stopped leaves no half image behind.
 
+mod damage;
+mod decode;
 mod device;
 mod error;
+mod execute;
+mod fetch;
+mod headers;
 mod partial;
 mod qcow2;
 mod raw;
@@ -24,7 +29,9 @@ mod stream;
 mod target;
 #[cfg(test)]
 mod testing;
+mod verify;
 mod verify_output;
+mod walk;
 
 use std::path::Path;
 
@@ -32,10 +39,12 @@ use underlay_store::cut::{BLOCK, is_zero};
 
 pub use device::BlockDevice;
 pub use error::RestoreError;
+pub use execute::{Environment, RestoreOptions, RestoreStatistics, restore};
 pub use qcow2::Qcow2File;
 pub use raw::RawFile;
 pub use stream::StreamOutput;
 pub use target::{OutputFormat, create_output};
+pub use verify::{VerifyReport, verify};
 pub use verify_output::VerifyOutput;
 
 /// Takes a disk's bytes in any order, from many threads. What is never written reads as zeros.
