@@ -19,11 +19,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use underlay_store::authority::{Authority, SessionGrant};
 use underlay_store::cut::Cutter;
-use underlay_store::document;
 use underlay_store::id::{Root, SnapshotId};
 use underlay_store::key::BackupKey;
 use underlay_store::progress::Progress;
-use underlay_store::snapshot::{Consistency, Descriptor, Disk, PrivateMetadata, Snapshot, Statistics};
+use underlay_store::snapshot::{Consistency, Descriptor, Disk, PrivateField, PrivateMetadata, Snapshot, Statistics};
 
 use crate::image::Chain;
 use crate::state::{Memo, Memos};
@@ -168,7 +167,7 @@ pub fn backup(environment: &Environment<'_>, job: Job, options: &BackupOptions) 
         grant,
         descriptor: environment.descriptor,
         key: environment.key,
-        cutter: Cutter::new(&environment.descriptor.cut, *environment.key.cut_secret()),
+        cutter: Cutter::new(&environment.descriptor.cut, environment.key.cut_secret()),
         options,
         progress: environment.progress,
         cancel: environment.cancel,
@@ -191,7 +190,7 @@ struct Done {
 
 fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Result<Outcome, BackupError> {
     let nodes = NodeStore::new(context);
-    let mut uploads = Uploads::new(context);
+    let mut uploads = Uploads::new(context)?;
     let mut done = Vec::new();
     for source in &job.disks {
         done.push(disk(context, memos, source, &nodes, &mut uploads)?);
@@ -221,10 +220,9 @@ fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Resu
         disks,
         statistics,
         client: env!("CARGO_PKG_VERSION").to_owned(),
-        private: Some(job.private.seal(context.key, repository, id)?),
+        private: Some(PrivateField::seal(context.key, &repository, &id, &job.private)?),
     };
-    snapshot.validate()?;
-    let text = document::seal(Snapshot::KIND, &snapshot, &context.key.document_key(Snapshot::KIND));
+    let text = snapshot.seal(context.key)?;
     let uploaded = statistics.bytes_uploaded + text.len() as u64;
     context.check_cancelled()?;
     context.wait(context.authority.commit(context.grant.session, Bytes::from(text)))?;

@@ -4,14 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use rayon::prelude::*;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use underlay_store::Error;
 use underlay_store::id::{ChunkId, NodeId};
 use underlay_store::key::{DataKey, SealedKey};
-use underlay_store::pack::{ChunkEncoder, Kind, PackWriter};
+use underlay_store::pack::{ChunkEncoder, Frame, PackKind, PackWriter};
 
 use super::layer::CutRegion;
 use super::nodes::NodeStore;
@@ -37,13 +36,13 @@ pub(super) struct Uploads<'a> {
 }
 
 impl<'a> Uploads<'a> {
-    pub fn new(context: &'a Context<'a>) -> Self {
+    pub fn new(context: &'a Context<'a>) -> Result<Self, BackupError> {
         let repository = context.descriptor.repository;
-        let (data_key, sealed) = context.key.seal_data_key(repository);
-        Self {
+        let (data_key, sealed) = context.key.seal_data_key(&repository)?;
+        Ok(Self {
             context,
-            data: PackWriter::new(Kind::Data, repository, vec![sealed.clone()]),
-            nodes: PackWriter::new(Kind::Nodes, repository, Vec::new()),
+            data: PackWriter::data(repository, vec![sealed.clone()])?,
+            nodes: PackWriter::nodes(repository),
             data_key,
             sealed,
             node_ids: Vec::new(),
@@ -51,7 +50,7 @@ impl<'a> Uploads<'a> {
             data_ids: Vec::new(),
             slots: Arc::new(Semaphore::new(context.options.uploads.max(1))),
             running: JoinSet::new(),
-        }
+        })
     }
 
     /// Stores those chunks of the regions that the repository lacks.
@@ -69,15 +68,17 @@ impl<'a> Uploads<'a> {
         self.context.counters.new.fetch_add(new, Ordering::Relaxed);
         let (repository, options, key) = (self.context.descriptor.repository, self.context.options, self.context.key);
         let data_key = &self.data_key;
-        let frames: Vec<_> = fresh
-            .par_iter()
-            .map_init(
-                || ChunkEncoder::new(options.compression, options.verify_encoding),
-                |encoder, (id, plain)| encoder.as_mut().map_err(clone_error)?.encode(data_key, repository, key, *id, plain),
-            )
-            .collect::<Result<_, Error>>()?;
+        let new_encoder = || {
+            let encoder = ChunkEncoder::new(key, repository, options.compression)?;
+            Ok(if options.verify_encoding { encoder } else { encoder.without_verification() })
+        };
+        let encode = |encoder: &mut Result<ChunkEncoder, Error>, (id, plain): &(ChunkId, &[u8])| match encoder {
+            Ok(encoder) => encoder.encode(data_key, *id, plain),
+            Err(error) => Err(std::mem::replace(error, Error::EncodeCheck)),
+        };
+        let frames: Vec<Frame> = fresh.par_iter().map_init(new_encoder, encode).collect::<Result<_, Error>>()?;
         for ((id, _), frame) in fresh.into_iter().zip(frames) {
-            self.data.add(&frame);
+            self.data.add(&frame)?;
             self.data_ids.push(id);
             self.unacknowledged.insert(id);
             if self.data.is_full() {
@@ -111,7 +112,7 @@ impl<'a> Uploads<'a> {
                 store.stored([id]);
                 continue;
             }
-            self.nodes.add_node(&id, &encoding);
+            self.nodes.add_node(id, &encoding)?;
             self.node_ids.push(id);
             if self.nodes.is_full() {
                 // A node pack must never be stored before the chunks its leaves name.
@@ -127,7 +128,7 @@ impl<'a> Uploads<'a> {
         if self.data_ids.is_empty() {
             return Ok(());
         }
-        let empty = PackWriter::new(Kind::Data, self.context.descriptor.repository, vec![self.sealed.clone()]);
+        let empty = PackWriter::data(self.context.descriptor.repository, vec![self.sealed.clone()])?;
         let pack = std::mem::replace(&mut self.data, empty);
         let ids = std::mem::take(&mut self.data_ids);
         let slots = Arc::clone(&self.slots);
@@ -138,10 +139,11 @@ impl<'a> Uploads<'a> {
         self.running.spawn_on(
             async move {
                 let finished = tokio::task::spawn_blocking(move || pack.finish()).await.map_err(|_| Error::Interrupted)?;
-                let bytes: Bytes = finished.bytes;
-                let length = bytes.len() as u64;
-                authority.put_pack(session, Kind::Data, bytes).await?;
-                counters.uploaded.fetch_add(length, Ordering::Relaxed);
+                if let Some(finished) = finished {
+                    let length = finished.bytes.len() as u64;
+                    authority.put_pack(session, PackKind::Data, finished.bytes).await?;
+                    counters.uploaded.fetch_add(length, Ordering::Relaxed);
+                }
                 drop(permit);
                 Ok(ids)
             },
@@ -154,10 +156,10 @@ impl<'a> Uploads<'a> {
         if self.node_ids.is_empty() {
             return Ok(());
         }
-        let empty = PackWriter::new(Kind::Nodes, self.context.descriptor.repository, Vec::new());
-        let finished = std::mem::replace(&mut self.nodes, empty).finish();
+        let empty = PackWriter::nodes(self.context.descriptor.repository);
+        let Some(finished) = std::mem::replace(&mut self.nodes, empty).finish() else { return Ok(()) };
         let length = finished.bytes.len() as u64;
-        self.context.wait(self.context.authority.put_pack(self.context.grant.session, Kind::Nodes, finished.bytes))?;
+        self.context.wait(self.context.authority.put_pack(self.context.grant.session, PackKind::Nodes, finished.bytes))?;
         self.context.counters.uploaded.fetch_add(length, Ordering::Relaxed);
         store.stored(std::mem::take(&mut self.node_ids));
         Ok(())
@@ -188,8 +190,4 @@ impl<'a> Uploads<'a> {
         }
         Ok(())
     }
-}
-
-fn clone_error(error: &mut Error) -> Error {
-    std::mem::replace(error, Error::EncodeCheck)
 }

@@ -1,5 +1,6 @@
 //! The rules, one by one; then many openers of one file; then all of it against a model.
 
+use crate::pack::{Codec, Entry, PackKind};
 use std::process::Command;
 
 use super::*;
@@ -34,7 +35,7 @@ fn root(size: u64, n: u8) -> Root {
 }
 
 fn entry(n: u8, at: usize) -> Entry {
-    Entry { id: [n; 32], offset: 100 * at as u32, payload_length: 90, plain_length: 4096, codec: 1 }
+    Entry { id: [n; 32], offset: 100 * at as u32, payload_length: 90, plain_length: 4096, codec: Codec::Zstd }
 }
 
 fn pack(name: u8, kind: PackKind, ids: &[u8]) -> PackRecord {
@@ -120,7 +121,7 @@ fn a_session_that_ended_holds_nothing() {
     fn is_shared<T: Send + Sync>(_: &T) {}
     let catalog = catalog();
     is_shared(&catalog);
-    catalog.import_pack(&pack(1, Kind::Data, &[1])).unwrap();
+    catalog.import_pack(&pack(1, PackKind::Data, &[1])).unwrap();
     let held = || {
         let sql = "SELECT (SELECT count(*) FROM pins), (SELECT count(*) FROM session_roots)";
         catalog.lock().query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()

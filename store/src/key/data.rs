@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::cipher::Cipher;
 use crate::hexadecimal::Hex;
@@ -14,11 +15,11 @@ pub(super) fn info(repository: &RepositoryId) -> Vec<u8> {
     [b"underlay v1 data key".as_slice(), repository.as_bytes()].concat()
 }
 
-/// An AES-256-GCM key that encrypts chunks. Cheap to clone; wiped when the last clone goes; never printed.
+/// What the AES-256-GCM keys of chunks derive from. Cheap to clone; wiped when the last clone goes; never printed.
 #[derive(Clone)]
 pub struct DataKey {
     id: DataKeyId,
-    cipher: Arc<Cipher>,
+    secret: Arc<Zeroizing<[u8; 32]>>,
 }
 
 impl fmt::Debug for DataKey {
@@ -29,7 +30,7 @@ impl fmt::Debug for DataKey {
 
 impl DataKey {
     pub(super) fn new(id: DataKeyId, secret: &[u8; 32]) -> Self {
-        Self { id, cipher: Arc::new(Cipher::new(secret)) }
+        Self { id, secret: Arc::new(Zeroizing::new(*secret)) }
     }
 
     /// Its name in pack headers.
@@ -37,15 +38,20 @@ impl DataKey {
         self.id
     }
 
+    /// Each text has a key of its own, derived from what it is bound to: random nonces then never wear a key out.
+    fn cipher(&self, aad: &[u8]) -> Cipher {
+        Cipher::new(blake3::keyed_hash(&self.secret, aad).as_bytes())
+    }
+
     /// Encrypts in place, appends the 16-byte tag, and returns the fresh random nonce.
     pub fn seal(&self, aad: &[u8], buffer: &mut Vec<u8>) -> [u8; 12] {
-        self.cipher.seal(aad, buffer)
+        self.cipher(aad).seal(aad, buffer)
     }
 
     /// Decrypts ciphertext and tag into `out`, replacing what it held. False, and `out` empty, if anything was altered.
     #[must_use]
     pub fn open(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> bool {
-        self.cipher.open(nonce, aad, sealed, out)
+        self.cipher(aad).open(nonce, aad, sealed, out)
     }
 }
 

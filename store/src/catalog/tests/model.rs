@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::pack::PackKind;
 
 #[derive(Debug, Clone)]
 enum Step {
