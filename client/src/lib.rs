@@ -2,4 +2,5 @@
 
 pub mod backup;
 pub mod image;
+pub mod restore;
 pub mod state;

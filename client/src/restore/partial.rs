@@ -1,0 +1,219 @@
+//! A file that takes its name only when it is whole.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::RestoreError;
+
+/// Bytes of the target's name that the temporary name repeats; names may have 255.
+const NAME_SHOWN: usize = 200;
+
+/// A new file under the name `.NAME.underlay-partial-NONCE` beside its target. Removed on drop unless finished.
+#[derive(Debug)]
+pub(super) struct PartialFile {
+    file: File,
+    directory: File,
+    temporary: OsString,
+    path: PathBuf,
+    force: bool,
+    unfinished: bool,
+}
+
+impl PartialFile {
+    /// Opens a new empty file that will replace `path`, or with `force` false may only take that name while it is free.
+    ///
+    /// With `force`, a symlink's target is replaced and not the symlink, and the new file gets the old one's owner and mode.
+    /// Otherwise only the owner may read it: disks hold secrets.
+    pub(super) fn create(path: &Path, force: bool) -> Result<Self, RestoreError> {
+        let (path, replaced) = resolve(path, force)?;
+        let not_a_target = |found| RestoreError::NotATarget { path: path.clone(), found };
+        let name = path.file_name().ok_or_else(|| not_a_target("a directory"))?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let directory = File::open(parent).map_err(RestoreError::file("open", parent))?;
+        let temporary = temporary_name(name);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| RestoreError::file("create", &path)(errno.into()))?;
+        let partial = Self { file: file.into(), directory, temporary, path, force, unfinished: true };
+        if let Some(replaced) = replaced {
+            partial.take_over(&replaced).map_err(RestoreError::file("set the owner of", &partial.path))?;
+        }
+        Ok(partial)
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The name it will take.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Syncs the file, gives it its name and syncs the directory.
+    pub(super) fn finish(mut self) -> Result<(), RestoreError> {
+        self.file.sync_all().map_err(RestoreError::file("sync", &self.path))?;
+        self.take_name().map_err(|errno| match errno {
+            Errno::EXIST => RestoreError::TargetExists { path: self.path.clone() },
+            errno => RestoreError::file("give its name to", &self.path)(errno.into()),
+        })?;
+        self.unfinished = false;
+        self.directory.sync_all().map_err(RestoreError::file("sync the directory of", &self.path))
+    }
+
+    fn take_name(&self) -> rustix::io::Result<()> {
+        let (directory, name) = (&self.directory, self.path.file_name().unwrap_or_default());
+        if self.force {
+            return rustix::fs::renameat(directory, &self.temporary, directory, name);
+        }
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(directory, &self.temporary, directory, name, flags) {
+            // Not every file system knows this flag; a hard link refuses a taken name just as well.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                rustix::fs::linkat(directory, &self.temporary, directory, name, AtFlags::empty())?;
+                rustix::fs::unlinkat(directory, &self.temporary, AtFlags::empty())
+            }
+            result => result,
+        }
+    }
+
+    /// Takes owner and mode of the file that this one will replace. Who may not give files away keeps them private.
+    fn take_over(&self, replaced: &fs::Metadata) -> io::Result<()> {
+        match fchown(&self.file, Some(replaced.uid()), Some(replaced.gid())) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.file.set_permissions(fs::Permissions::from_mode(replaced.mode() & 0o777)),
+        }
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if self.unfinished
+            && let Err(error) = rustix::fs::unlinkat(&self.directory, &self.temporary, AtFlags::empty())
+        {
+            tracing::warn!(file = %self.temporary.display(), %error, "an unfinished file could not be removed");
+        }
+    }
+}
+
+/// The path whose name will be taken, and the file that has it now.
+fn resolve(path: &Path, force: bool) -> Result<(PathBuf, Option<fs::Metadata>), RestoreError> {
+    let failed = RestoreError::file("look at", path);
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((path.to_owned(), None)),
+        Err(error) => return Err(failed(error)),
+        Ok(_) if !force => return Err(RestoreError::TargetExists { path: path.to_owned() }),
+        Ok(_) => {}
+    }
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok((fs::canonicalize(path).map_err(failed)?, Some(found))),
+        Ok(found) => Err(RestoreError::NotATarget { path: path.to_owned(), found: kind(&found) }),
+        // A symlink that leads nowhere: it is replaced itself.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((path.to_owned(), None)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn kind(found: &fs::Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = found.file_type();
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_block_device() => "a block device",
+        () if kind.is_char_device() => "a character device",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "neither a file nor a block device",
+    }
+}
+
+fn temporary_name(name: &OsStr) -> OsString {
+    let shown = &name.as_bytes()[..name.len().min(NAME_SHOWN)];
+    let nonce = hex::encode(underlay_store::key::random_bytes::<8>());
+    OsString::from_vec([b".", shown, b".underlay-partial-", nonce.as_bytes()].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+
+    use super::super::testing::names;
+    use super::*;
+
+    fn write(path: &Path, force: bool, content: &[u8]) -> Result<(), RestoreError> {
+        let partial = PartialFile::create(path, force)?;
+        partial.file().write_all(content).unwrap();
+        partial.finish()
+    }
+
+    #[test]
+    fn an_unfinished_file_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let partial = PartialFile::create(&folder.path().join("disk"), false).unwrap();
+        assert!(names(folder.path())[0].starts_with(".disk.underlay-partial-"));
+        drop(partial);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_taken_name_is_refused_at_once_and_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let partial = PartialFile::create(&path, false).unwrap();
+        fs::write(&path, "someone else's").unwrap();
+        assert!(matches!(write(&path, false, b"x"), Err(RestoreError::TargetExists { .. })));
+        assert!(matches!(partial.finish(), Err(RestoreError::TargetExists { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"someone else's");
+        assert_eq!(names(folder.path()), ["disk"]);
+    }
+
+    #[test]
+    fn force_replaces_a_file_through_its_symlink_and_keeps_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("disk"), folder.path().join("link"));
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink("disk", &link).unwrap();
+        write(&link, true, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_fresh_file_is_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        write(&path, false, b"x").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn only_files_are_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = write(folder.path(), true, b"x").unwrap_err();
+        assert!(matches!(refused, RestoreError::NotATarget { found: "a directory", .. }), "{refused}");
+        let dangling = folder.path().join("dangling");
+        symlink("nowhere", &dangling).unwrap();
+        assert!(matches!(write(&dangling, false, b"x"), Err(RestoreError::TargetExists { .. })));
+    }
+
+    #[test]
+    fn the_longest_name_still_has_a_temporary_one() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("n".repeat(255)), false, b"x").unwrap();
+    }
+}
