@@ -125,8 +125,10 @@ impl Lab {
     pub fn snapshot(&self, id: SnapshotId) -> Snapshot {
         let name = underlay_store::names::snapshot(&id);
         let stored = self.runtime.block_on(self.repository.snapshots()).expect("snapshots");
-        let document = stored.into_iter().find(|document| document.name == name).expect("the snapshot is listed");
-        Snapshot::open(&id, &self.descriptor.repository, &document.bytes, self.key.backup()).expect("it verifies")
+        let document =
+            stored.into_iter().find(|document| document.name == name).expect("the snapshot is listed");
+        Snapshot::open(&id, &self.descriptor.repository, &document.bytes, self.key.backup())
+            .expect("it verifies")
     }
 
     /// The disk's bytes, read in the plainest way: chunk by chunk, nothing planned, nothing shared with restore's code.
@@ -137,7 +139,9 @@ impl Lab {
         let mut disk = vec![0; usize::try_from(root.size).expect("a small disk")];
         let (mut cursor, mut region) = (Cursor::new(*root), 0);
         let mut nodes = PlainNodes(self);
-        while let Some((found, leaf)) = cursor.next_leaf(region, &mut nodes, |id| format!("{id}")).expect("a whole tree") {
+        while let Some((found, leaf)) =
+            cursor.next_leaf(region, &mut nodes, |id| format!("{id}")).expect("a whole tree")
+        {
             let Ok(Node::Leaf(runs)) = nodes.node(&leaf) else { panic!("{leaf} is no leaf") };
             let mut at = found as usize * REGION;
             for run in runs {
@@ -168,7 +172,8 @@ impl Lab {
             let frame = pack::parse_frame(&whole, &frame, &entry).expect("a sound frame");
             let sealed = header.key_of(&whole, &frame).expect("its key");
             let key = self.key.open_data_key(&self.descriptor.repository, sealed).expect("the key opens");
-            let mut decoder = ChunkDecoder::new(self.key.backup().clone(), self.descriptor.repository).expect("a decoder");
+            let mut decoder =
+                ChunkDecoder::new(self.key.backup().clone(), self.descriptor.repository).expect("a decoder");
             let mut plain = Vec::new();
             decoder.decode(&whole, &key, &frame, id, plain_length, &mut plain).expect("a sound chunk");
             plain
@@ -182,7 +187,11 @@ impl NodeSource for PlainNodes<'_> {
     type Error = String;
 
     fn node(&mut self, id: &NodeId) -> Result<Node, String> {
-        let read = self.0.runtime.block_on(self.0.repository.read_nodes(&[*id])).map_err(|error| error.to_string())?;
+        let read = self
+            .0
+            .runtime
+            .block_on(self.0.repository.read_nodes(&[*id]))
+            .map_err(|error| error.to_string())?;
         if self.0.key.backup().node_id(&read[0]) != *id {
             return Err(format!("{id} is not its content's id"));
         }

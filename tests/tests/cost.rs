@@ -1,4 +1,5 @@
 //! What a backup costs, counted: reads, requests, bytes, memory. Each test is a process of its own.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -26,8 +27,21 @@ fn on_disk() -> (tempfile::TempDir, Lab) {
 }
 
 fn overlay(base: &Path, base_format: &str, path: &Path, writes: &[(u64, u64, u64)]) {
-    run("qemu-img", ["create", "-q", "-f", "qcow2", "-F", base_format, "-b", base.to_str().unwrap(), path.to_str().unwrap()])
-        .unwrap();
+    run(
+        "qemu-img",
+        [
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            base_format,
+            "-b",
+            base.to_str().unwrap(),
+            path.to_str().unwrap(),
+        ],
+    )
+    .unwrap();
     let mut commands = vec!["-f".to_owned(), "qcow2".into(), path.to_str().unwrap().into()];
     let sources = tempfile::tempdir().unwrap();
     for (at, length, seed) in writes {

@@ -1,4 +1,5 @@
 //! What underlay reads from an image is, byte for byte, what QEMU reads.
+#![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

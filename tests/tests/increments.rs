@@ -1,4 +1,5 @@
 //! Incremental equals full: whatever a guest did between backups, every snapshot restores exactly.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,8 @@ fn overlay(below: Option<&Path>, path: &Path, size: &mut u64, steps: &[Step]) {
 
 fn flattened(image: &Path) -> Vec<u8> {
     let raw = image.with_extension("flat");
-    run("qemu-img", ["convert", "-O", "raw", "-f", "qcow2", image.to_str().unwrap(), raw.to_str().unwrap()]).unwrap();
+    run("qemu-img", ["convert", "-O", "raw", "-f", "qcow2", image.to_str().unwrap(), raw.to_str().unwrap()])
+        .unwrap();
     let bytes = fs::read(&raw).unwrap();
     fs::remove_file(&raw).unwrap();
     bytes

@@ -1,5 +1,7 @@
 //! Proof that QEMU reads what the restore writes, and that a block device ends up holding the disk.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};

@@ -130,7 +130,11 @@ fn read<'a>(
 }
 
 /// What the tree below has in these regions.
-fn old_runs(cursor: &mut Cursor, batch: &[DirtyRegion], nodes: &NodeStore<'_>) -> Result<Vec<Vec<Run>>, BackupError> {
+fn old_runs(
+    cursor: &mut Cursor,
+    batch: &[DirtyRegion],
+    nodes: &NodeStore<'_>,
+) -> Result<Vec<Vec<Run>>, BackupError> {
     let mut source = nodes;
     let leaves = batch
         .iter()

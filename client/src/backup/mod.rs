@@ -22,7 +22,9 @@ use underlay_store::cut::Cutter;
 use underlay_store::id::{Root, SnapshotId};
 use underlay_store::key::BackupKey;
 use underlay_store::progress::Progress;
-use underlay_store::snapshot::{Consistency, Descriptor, Disk, PrivateField, PrivateMetadata, Snapshot, Statistics};
+use underlay_store::snapshot::{
+    Consistency, Descriptor, Disk, PrivateField, PrivateMetadata, Snapshot, Statistics,
+};
 
 use crate::image::Chain;
 use crate::state::{Memo, Memos};
@@ -126,7 +128,11 @@ impl Context<'_> {
     }
 
     fn check_cancelled(&self) -> Result<(), BackupError> {
-        if self.cancel.load(Ordering::Relaxed) { Err(underlay_store::Error::Interrupted.into()) } else { Ok(()) }
+        if self.cancel.load(Ordering::Relaxed) {
+            Err(underlay_store::Error::Interrupted.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -158,7 +164,11 @@ impl std::fmt::Debug for Environment<'_> {
 ///
 /// # Errors
 /// Nothing is committed on any error. What had been stored is found again by the next backup.
-pub fn backup(environment: &Environment<'_>, job: Job, options: &BackupOptions) -> Result<Outcome, BackupError> {
+pub fn backup(
+    environment: &Environment<'_>,
+    job: Job,
+    options: &BackupOptions,
+) -> Result<Outcome, BackupError> {
     let started = Instant::now();
     let grant = environment.runtime.block_on(environment.authority.open_session(&job.vm))?;
     let context = Context {
@@ -201,7 +211,8 @@ fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Resu
     }
     let known = done.iter().map(|done| done.known).sum();
     let layers: usize = job.disks.iter().map(|source| source.chain.len()).sum();
-    let (disks, new_memos): (Vec<Disk>, Vec<Vec<Memo>>) = done.into_iter().map(|done| (done.disk, done.memos)).unzip();
+    let (disks, new_memos): (Vec<Disk>, Vec<Vec<Memo>>) =
+        done.into_iter().map(|done| (done.disk, done.memos)).unzip();
     let statistics = Statistics {
         disk_bytes: disks.iter().map(|disk| disk.root.size).sum(),
         bytes_read: job.disks.iter().map(|source| source.chain.counters().data_bytes).sum(),
@@ -305,7 +316,11 @@ fn known_layers(context: &Context<'_>, memos: &Memos, chain: &Chain) -> Result<V
     }
     let live = context.wait(context.authority.pin_roots(context.grant.session, &roots))?;
     // A snapshot names its base's root too, so the base itself must be live for anything above it to count.
-    let keep = if live.first() == Some(&true) { live.iter().rposition(|&live| live).map_or(0, |at| at + 1) } else { 0 };
+    let keep = if live.first() == Some(&true) {
+        live.iter().rposition(|&live| live).map_or(0, |at| at + 1)
+    } else {
+        0
+    };
     roots.truncate(keep);
     Ok(roots)
 }

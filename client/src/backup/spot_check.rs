@@ -21,7 +21,9 @@ pub(super) fn spot_check(
         let mut cursor = Cursor::new(below);
         let mut from = nodes;
         let Some((region, leaf)) = cursor.next_leaf(region, &mut from, misplaced)? else { continue };
-        let Some(Node::Leaf(runs)) = nodes.read(&[leaf])?.into_iter().next() else { return Err(misplaced(&leaf).into()) };
+        let Some(Node::Leaf(runs)) = nodes.read(&[leaf])?.into_iter().next() else {
+            return Err(misplaced(&leaf).into());
+        };
         let mut at = region * REGION as u64;
         let chunks: Vec<_> = runs
             .iter()
@@ -34,7 +36,9 @@ pub(super) fn spot_check(
                 }
             })
             .collect();
-        let Some((offset, end, id)) = chunks.get(random_below(chunks.len() as u64) as usize) else { continue };
+        let Some((offset, end, id)) = chunks.get(random_below(chunks.len() as u64) as usize) else {
+            continue;
+        };
         let mut bytes = vec![0; (end - offset) as usize];
         source.chain.read_at(layer, *offset, &mut bytes)?;
         if context.key.chunk_id(&bytes) != *id {

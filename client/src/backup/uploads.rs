@@ -41,7 +41,7 @@ impl<'a> Uploads<'a> {
         let (data_key, sealed) = context.key.seal_data_key(&repository)?;
         Ok(Self {
             context,
-            data: PackWriter::data(repository, vec![sealed.clone()])?,
+            data: PackWriter::data(repository, vec![sealed])?,
             nodes: PackWriter::nodes(repository),
             data_key,
             sealed,
@@ -62,21 +62,25 @@ impl<'a> Uploads<'a> {
         self.collect_finished()?;
         ids.retain(|id| !self.unacknowledged.contains(id));
         let have = self.context.wait(self.context.authority.have_chunks(self.context.grant.session, &ids))?;
-        let mut wanted: HashSet<ChunkId> = ids.into_iter().zip(have).filter(|(_, have)| !have).map(|(id, _)| id).collect();
+        let mut wanted: HashSet<ChunkId> =
+            ids.into_iter().zip(have).filter(|(_, have)| !have).map(|(id, _)| id).collect();
         fresh.retain(|(id, _)| wanted.remove(id));
         let new: u64 = fresh.iter().map(|(_, plain)| plain.len() as u64).sum();
         self.context.counters.new.fetch_add(new, Ordering::Relaxed);
-        let (repository, options, key) = (self.context.descriptor.repository, self.context.options, self.context.key);
+        let (repository, options, key) =
+            (self.context.descriptor.repository, self.context.options, self.context.key);
         let data_key = &self.data_key;
         let new_encoder = || {
             let encoder = ChunkEncoder::new(key, repository, options.compression)?;
             Ok(if options.verify_encoding { encoder } else { encoder.without_verification() })
         };
-        let encode = |encoder: &mut Result<ChunkEncoder, Error>, (id, plain): &(ChunkId, &[u8])| match encoder {
+        let encode = |encoder: &mut Result<ChunkEncoder, Error>, (id, plain): &(ChunkId, &[u8])| match encoder
+        {
             Ok(encoder) => encoder.encode(data_key, *id, plain),
             Err(error) => Err(std::mem::replace(error, Error::EncodeCheck)),
         };
-        let frames: Vec<Frame> = fresh.par_iter().map_init(new_encoder, encode).collect::<Result<_, Error>>()?;
+        let frames: Vec<Frame> =
+            fresh.par_iter().map_init(new_encoder, encode).collect::<Result<_, Error>>()?;
         for ((id, _), frame) in fresh.into_iter().zip(frames) {
             self.data.add(&frame)?;
             self.data_ids.push(id);
@@ -128,7 +132,7 @@ impl<'a> Uploads<'a> {
         if self.data_ids.is_empty() {
             return Ok(());
         }
-        let empty = PackWriter::data(self.context.descriptor.repository, vec![self.sealed.clone()])?;
+        let empty = PackWriter::data(self.context.descriptor.repository, vec![self.sealed])?;
         let pack = std::mem::replace(&mut self.data, empty);
         let ids = std::mem::take(&mut self.data_ids);
         let slots = Arc::clone(&self.slots);
@@ -138,7 +142,9 @@ impl<'a> Uploads<'a> {
         let counters = Arc::clone(&self.context.counters);
         self.running.spawn_on(
             async move {
-                let finished = tokio::task::spawn_blocking(move || pack.finish()).await.map_err(|_| Error::Interrupted)?;
+                let finished = tokio::task::spawn_blocking(move || pack.finish())
+                    .await
+                    .map_err(|_| Error::Interrupted)?;
                 if let Some(finished) = finished {
                     let length = finished.bytes.len() as u64;
                     authority.put_pack(session, PackKind::Data, finished.bytes).await?;
@@ -159,7 +165,11 @@ impl<'a> Uploads<'a> {
         let empty = PackWriter::nodes(self.context.descriptor.repository);
         let Some(finished) = std::mem::replace(&mut self.nodes, empty).finish() else { return Ok(()) };
         let length = finished.bytes.len() as u64;
-        self.context.wait(self.context.authority.put_pack(self.context.grant.session, PackKind::Nodes, finished.bytes))?;
+        self.context.wait(self.context.authority.put_pack(
+            self.context.grant.session,
+            PackKind::Nodes,
+            finished.bytes,
+        ))?;
         self.context.counters.uploaded.fetch_add(length, Ordering::Relaxed);
         store.stored(std::mem::take(&mut self.node_ids));
         Ok(())
@@ -180,7 +190,10 @@ impl<'a> Uploads<'a> {
         Ok(())
     }
 
-    fn acknowledge(&mut self, done: Result<Result<Vec<ChunkId>, Error>, tokio::task::JoinError>) -> Result<(), BackupError> {
+    fn acknowledge(
+        &mut self,
+        done: Result<Result<Vec<ChunkId>, Error>, tokio::task::JoinError>,
+    ) -> Result<(), BackupError> {
         let ids = done.unwrap_or_else(|failure| match failure.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(Error::Interrupted),

@@ -50,7 +50,9 @@ impl Memos {
             Err(source) => return Err(StateError { action: "read", path, source }),
         };
         let memo: Option<Memo> = serde_json::from_slice(&text).ok();
-        Ok(memo.filter(|memo| memo.identity == *identity && memo.below.as_ref() == below).map(|memo| memo.root))
+        Ok(memo
+            .filter(|memo| memo.identity == *identity && memo.below.as_ref() == below)
+            .map(|memo| memo.root))
     }
 
     /// Remembers. The file is replaced whole.

@@ -22,9 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use self::record::{
-    Location, PackRecord, PackState, PackSummary, SessionState, Totals,
-};
+pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, Totals};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 

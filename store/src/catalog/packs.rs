@@ -57,7 +57,8 @@ impl Catalog {
     /// [`Error::Catalog`].
     pub fn expected_packs(&self) -> Result<Vec<PackId>> {
         self.read("list expected packs", |transaction| {
-            let mut find = transaction.prepare_cached("SELECT name, kind FROM expected_packs ORDER BY name")?;
+            let mut find =
+                transaction.prepare_cached("SELECT name, kind FROM expected_packs ORDER BY name")?;
             let mut rows = find.query(())?;
             let mut packs = Vec::new();
             while let Some(row) = rows.next()? {

@@ -49,9 +49,11 @@ impl Catalog {
     pub fn session_grant(&self, session: SessionId) -> Result<(String, i64)> {
         self.read("look up a session", |transaction| {
             let row = open_row(transaction, session)?;
-            Ok(transaction.query_row("SELECT vm, opened_at FROM sessions WHERE session = ?1", [row], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?)
+            Ok(transaction.query_row(
+                "SELECT vm, opened_at FROM sessions WHERE session = ?1",
+                [row],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?)
         })
     }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Affected, CheckOptions, CheckReport};
+use crate::Result;
 use crate::backend::Backend;
 use crate::catalog::Catalog;
 use crate::id::{ChunkId, NodeId, PackName, RepositoryId, Root};
@@ -13,7 +14,6 @@ use crate::progress::Progress;
 use crate::repository::NodeReader;
 use crate::snapshot::Snapshot;
 use crate::tree::{Node, Run, root_level};
-use crate::Result;
 
 /// Nodes or chunks looked at together.
 const BATCH: usize = 1024;
@@ -55,7 +55,9 @@ async fn packs(
     progress.phase("packs", options.scrub.then(|| known.iter().map(|pack| pack.size).sum()));
     let unknown = listed.len().saturating_sub(known.len());
     if unknown > 0 {
-        report.notices.push(format!("{unknown} packs are in the bucket and not in the catalog: leftovers of interrupted backups"));
+        report.notices.push(format!(
+            "{unknown} packs are in the bucket and not in the catalog: leftovers of interrupted backups"
+        ));
     }
     for pack in known {
         let name = names::pack(kind, &pack.name);
@@ -63,7 +65,9 @@ async fn packs(
         report.pack_bytes += pack.size;
         let wrong = match listed.get(&pack.name) {
             None => Some("it is missing from the bucket".to_owned()),
-            Some(size) if *size != pack.size => Some(format!("it has {size} bytes, the catalog says {}", pack.size)),
+            Some(size) if *size != pack.size => {
+                Some(format!("it has {size} bytes, the catalog says {}", pack.size))
+            }
             Some(_) if options.scrub => {
                 let bytes = backend.get(&name).await?;
                 (pack::name_of(&bytes) != pack.name).then(|| "its SHA-256 is not its name".to_owned())
@@ -149,7 +153,10 @@ impl Walk<'_> {
                 match node {
                     None => {}
                     Some(node) if node.level() != level => {
-                        report.find(format!("node {id}"), format!("level {} in a place of level {level}", node.level()));
+                        report.find(
+                            format!("node {id}"),
+                            format!("level {} in a place of level {level}", node.level()),
+                        );
                     }
                     Some(Node::Inner { children, .. }) => {
                         visited.push(id);
@@ -197,7 +204,11 @@ impl Walk<'_> {
         self.chunks += chunks.len() as u64;
         for (id, places) in chunks.iter().zip(self.catalog.locate_chunks(&chunks)?) {
             if places.iter().all(|place| self.bad.contains(&place.pack)) {
-                let what = if places.is_empty() { "it is in no pack" } else { "every pack that holds it is damaged" };
+                let what = if places.is_empty() {
+                    "it is in no pack"
+                } else {
+                    "every pack that holds it is damaged"
+                };
                 report.find(format!("chunk {id}"), what);
             }
         }

@@ -29,8 +29,13 @@ impl CutParameters {
     /// # Errors
     /// [`Error::Invalid`] naming the rule that is broken.
     pub fn validate(&self) -> Result<()> {
-        let aligned = |size: u32| size > 0 && (size as usize).is_multiple_of(BLOCK) && size as usize <= REGION;
-        if aligned(self.minimum) && aligned(self.maximum) && self.minimum <= self.maximum && self.mask_bits <= 16 {
+        let aligned =
+            |size: u32| size > 0 && (size as usize).is_multiple_of(BLOCK) && size as usize <= REGION;
+        if aligned(self.minimum)
+            && aligned(self.maximum)
+            && self.minimum <= self.maximum
+            && self.mask_bits <= 16
+        {
             return Ok(());
         }
         Err(Error::Invalid {

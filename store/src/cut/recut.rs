@@ -195,7 +195,8 @@ mod tests {
             let mut bytes: Vec<u8> = blocks
                 .iter()
                 .flat_map(|&seed| {
-                    (0..BLOCK).map(move |at| if seed == 0 { 0 } else { seed.wrapping_add((at % 7) as u8) | 1 })
+                    (0..BLOCK)
+                        .map(move |at| if seed == 0 { 0 } else { seed.wrapping_add((at % 7) as u8) | 1 })
                 })
                 .collect();
             bytes.truncate(bytes.len().saturating_sub(short));
@@ -308,7 +309,8 @@ mod tests {
         let mut changed = blocks;
         changed[250..266].fill(77);
         let mut new = Memory::new(&changed, 0);
-        recut(&cutter, &old, &[250..266], &mut new).unwrap();
+        let dirty = 250..266;
+        recut(&cutter, &old, std::slice::from_ref(&dirty), &mut new).unwrap();
         let loaded = new.loaded.iter().filter(|&&loaded| loaded).count();
         assert!(loaded <= 16 + 2 * 24 + 4, "{loaded} blocks loaded for 16 dirty ones");
     }

@@ -87,7 +87,9 @@ fn catalog_path(backend: &Backend, state: &Path, id: RepositoryId) -> PathBuf {
 }
 
 /// Runs catalog work, which blocks, where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(failure) => std::panic::resume_unwind(failure.into_panic()),

@@ -104,7 +104,11 @@ impl NodeReader {
         Ok(())
     }
 
-    async fn fetch_group(&self, group: &[(NodeId, Location)], found: &mut HashMap<NodeId, Bytes>) -> Result<()> {
+    async fn fetch_group(
+        &self,
+        group: &[(NodeId, Location)],
+        found: &mut HashMap<NodeId, Bytes>,
+    ) -> Result<()> {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
         let pack = PackId::new(PackKind::Nodes, first.1.pack);
         let start = frame_range(&first.1).start;
@@ -112,7 +116,8 @@ impl NodeReader {
         for (id, location) in group {
             let range = frame_range(location);
             let frame = bytes.slice((range.start - start) as usize..(range.end - start) as usize);
-            let node = frame.slice_ref(pack::parse_frame(&pack, &frame, &location.entry(*id.as_bytes()))?.payload);
+            let node =
+                frame.slice_ref(pack::parse_frame(&pack, &frame, &location.entry(*id.as_bytes()))?.payload);
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(*id, Bytes::copy_from_slice(&node));
             found.insert(*id, node);
         }

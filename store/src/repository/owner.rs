@@ -33,7 +33,12 @@ pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Res
 }
 
 /// Finds out whose the repository is and makes it ours where `access` asks for that. True if it is ours.
-pub(super) async fn settle(backend: &Backend, catalog: &Catalog, repository: RepositoryId, access: Access) -> Result<bool> {
+pub(super) async fn settle(
+    backend: &Backend,
+    catalog: &Catalog,
+    repository: RepositoryId,
+    access: Access,
+) -> Result<bool> {
     let claim = current(backend, &repository).await?;
     let owner = catalog.owner();
     match (&claim, access) {
@@ -52,7 +57,11 @@ pub(super) async fn settle(backend: &Backend, catalog: &Catalog, repository: Rep
 }
 
 /// Fails if somebody else has claimed the repository since it was opened.
-pub(super) async fn still_ours(backend: &Backend, catalog: &Catalog, repository: &RepositoryId) -> Result<()> {
+pub(super) async fn still_ours(
+    backend: &Backend,
+    catalog: &Catalog,
+    repository: &RepositoryId,
+) -> Result<()> {
     match current(backend, repository).await? {
         Some(claim) if claim.owner != catalog.owner() => {
             Err(Error::OwnedElsewhere { host: claim.host, generation: claim.generation })
@@ -64,5 +73,6 @@ pub(super) async fn still_ours(backend: &Backend, catalog: &Catalog, repository:
 
 /// This host's name, for people; nothing is decided by it.
 pub(super) fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
 }

@@ -22,7 +22,11 @@ const PARALLEL: usize = 16;
 const TOGETHER: usize = 256;
 
 /// Opens the catalog at `path`, building it from the bucket if there is none. True if it was built.
-pub(super) async fn open_catalog(path: &Path, id: RepositoryId, backend: &Backend) -> Result<(Catalog, bool)> {
+pub(super) async fn open_catalog(
+    path: &Path,
+    id: RepositoryId,
+    backend: &Backend,
+) -> Result<(Catalog, bool)> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let file = |action| move |source| Error::File { path: path.to_owned(), action, source };
     fs::create_dir_all(folder).map_err(file("create the folder of"))?;
@@ -55,7 +59,9 @@ pub(super) async fn import(backend: &Backend, catalog: &Catalog, id: RepositoryI
         let listed = backend.list(kind.folder()).await?;
         let unknown: Vec<(PackId, u64)> = (listed.into_iter())
             .filter_map(|(name, size)| match ObjectName::parse(&name) {
-                Some(ObjectName::Pack(kind, name)) if !known.contains(&name) => Some((PackId::new(kind, name), size)),
+                Some(ObjectName::Pack(kind, name)) if !known.contains(&name) => {
+                    Some((PackId::new(kind, name), size))
+                }
                 _ => None,
             })
             .collect();
@@ -99,7 +105,9 @@ async fn read_record(backend: &Backend, pack: PackId, size: u64) -> Result<PackR
     loop {
         let tail = backend.get_range(&name, size.saturating_sub(length)..size).await?;
         match pack::parse_trailer(&pack, size, &tail)? {
-            Parsed::Whole((_, entries)) => return Ok(PackRecord { name: pack.name, kind: pack.kind, size, entries }),
+            Parsed::Whole((_, entries)) => {
+                return Ok(PackRecord { name: pack.name, kind: pack.kind, size, entries });
+            }
             Parsed::Needs(needed) if needed as u64 > length => length = needed as u64,
             Parsed::Needs(_) => return Err(Error::damaged(name, "its trailer does not fit")),
         }

@@ -39,7 +39,9 @@ pub fn coalesce(ranges: &[Range<u64>], gap: u64, longest: u64) -> Vec<Range<usiz
     let (mut start, mut end) = (0, 0);
     for (at, range) in ranges.iter().enumerate() {
         match groups.last_mut() {
-            Some(group) if range.start <= end + gap && range.end.max(end) - start <= longest => group.end = at + 1,
+            Some(group) if range.start <= end + gap && range.end.max(end) - start <= longest => {
+                group.end = at + 1
+            }
             _ => {
                 groups.push(at..at + 1);
                 start = range.start;
@@ -65,7 +67,11 @@ pub fn plan_reads(wanted: impl IntoIterator<Item = Wanted>, gap: u64, longest: u
         let ranges: Vec<_> = chunks.iter().map(|chunk| frame_range(&chunk.location)).collect();
         for group in coalesce(&ranges, gap, longest) {
             let end = ranges[group.clone()].iter().map(|range| range.end).max().unwrap_or(0);
-            reads.push(PackRead { pack, range: ranges[group.start].start..end, chunks: chunks[group].to_vec() });
+            reads.push(PackRead {
+                pack,
+                range: ranges[group.start].start..end,
+                chunks: chunks[group].to_vec(),
+            });
         }
     }
     reads

@@ -37,7 +37,8 @@ struct Claim {
 /// Checks that each child of each new node below `roots` is in this session's packs, pinned by it, or hangs at the same
 /// place of a tree in `live`. Returns the first reference that fails, in words.
 pub(crate) async fn prove(facts: &dyn Facts, roots: &[Root], live: &[Root]) -> Result<Result<(), String>> {
-    let mut live: Vec<Candidate> = live.iter().filter_map(|root| Some((root.node?, root_level(root.size)))).collect();
+    let mut live: Vec<Candidate> =
+        live.iter().filter_map(|root| Some((root.node?, root_level(root.size)))).collect();
     let mut proven: HashSet<NodeId> = HashSet::new();
     for root in roots {
         let Some(id) = root.node else { continue };
@@ -90,7 +91,10 @@ async fn prove_batch(
             (_, true) => {}
             (true, false) => new.push(claim),
             (false, false) => {
-                return Ok(Err(format!("node {} is neither new, nor pinned, nor part of a live snapshot", claim.id)));
+                return Ok(Err(format!(
+                    "node {} is neither new, nor pinned, nor part of a live snapshot",
+                    claim.id
+                )));
             }
         }
     }
@@ -99,14 +103,20 @@ async fn prove_batch(
     let mut chunks = Vec::new();
     for (claim, node) in new.into_iter().zip(nodes) {
         if node.level() != claim.level {
-            return Ok(Err(format!("node {} has level {} in a place of level {}", claim.id, node.level(), claim.level)));
+            return Ok(Err(format!(
+                "node {} has level {} in a place of level {}",
+                claim.id,
+                node.level(),
+                claim.level
+            )));
         }
         let below = beside(&claim, &live);
         match node {
             Node::Inner { children, .. } => {
                 for (at, child) in children.iter().enumerate() {
                     let Some(id) = *child else { continue };
-                    let candidates = below.iter().filter_map(|candidate| candidate.child(at, claim.level)).collect();
+                    let candidates =
+                        below.iter().filter_map(|candidate| candidate.child(at, claim.level)).collect();
                     open.push(Claim { id, level: claim.level - 1, candidates });
                 }
                 // Its children are on the list: if one fails, so does the whole proof.
@@ -166,7 +176,12 @@ impl Beside<'_> {
 async fn read_candidates(facts: &dyn Facts, claims: &[Claim]) -> Result<HashMap<NodeId, Node>> {
     let same = |claim: &Claim| {
         let level = claim.level;
-        claim.candidates.iter().filter(move |candidate| candidate.1 == level).map(|candidate| candidate.0).collect::<Vec<_>>()
+        claim
+            .candidates
+            .iter()
+            .filter(move |candidate| candidate.1 == level)
+            .map(|candidate| candidate.0)
+            .collect::<Vec<_>>()
     };
     let mut ids: Vec<NodeId> = claims.iter().flat_map(same).collect();
     ids.sort_unstable();

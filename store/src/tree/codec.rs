@@ -118,7 +118,11 @@ impl Node {
             1..=TOP_LEVEL => decode_inner(&mut reader, level)?,
             _ => return Err(format!("node level {level} is above {TOP_LEVEL}")),
         };
-        if reader.0.is_empty() { Ok(node) } else { Err(format!("{} bytes after the node's end", reader.0.len())) }
+        if reader.0.is_empty() {
+            Ok(node)
+        } else {
+            Err(format!("{} bytes after the node's end", reader.0.len()))
+        }
     }
 }
 

@@ -7,9 +7,12 @@ use crate::id::{NodeId, Root};
 #[derive(Debug)]
 pub struct Cursor {
     root: Root,
-    /// Inner nodes from the root down, each with the first region it spans.
-    path: Vec<(u64, u8, Box<[Option<NodeId>; FAN_OUT]>)>,
+    /// Inner nodes from the root down.
+    path: Vec<Page>,
 }
+
+/// An inner node: the first region it spans, its level, its children.
+type Page = (u64, u8, Box<[Option<NodeId>; FAN_OUT]>);
 
 impl Cursor {
     /// A cursor over the tree of `root`.
@@ -30,7 +33,11 @@ impl Cursor {
         if region >= regions(self.root.size) {
             return Ok(None);
         }
-        while self.path.pop_if(|(first, level, _)| region < *first || region - *first >= span(*level)).is_some() {}
+        while self
+            .path
+            .pop_if(|(first, level, _)| region < *first || region - *first >= span(*level))
+            .is_some()
+        {}
         loop {
             let (child, level) = match self.path.last() {
                 None => (self.root.node, root_level(self.root.size)),

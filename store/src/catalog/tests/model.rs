@@ -41,7 +41,9 @@ impl Model {
 
     fn offers(&self, session: u8, kind: PackKind, id: u8) -> bool {
         self.packs.values().any(|(of, ids, writer, proven)| {
-            *of == kind && ids.contains(&id) && (kind == PackKind::Data || *proven || *writer == Some(session))
+            *of == kind
+                && ids.contains(&id)
+                && (kind == PackKind::Data || *proven || *writer == Some(session))
         })
     }
 
@@ -168,7 +170,8 @@ fn agree(catalog: &Catalog, model: &Model) {
         assert_eq!(catalog.session_state(session(n)).unwrap(), state);
         let Some(held) = model.sessions.get(&n).filter(|_| model.is_open(n)) else { continue };
         let expect = |test: &dyn Fn(u8) -> bool| (0..12).map(test).collect::<Vec<_>>();
-        let known = expect(&|id| held.pins.contains(&(PackKind::Data, id)) || model.owns(n, PackKind::Data, id));
+        let known =
+            expect(&|id| held.pins.contains(&(PackKind::Data, id)) || model.owns(n, PackKind::Data, id));
         assert_eq!(catalog.known_chunks(session(n), &chunks).unwrap(), known);
         let pinned = expect(&|id| held.pins.contains(&(PackKind::Nodes, id)));
         assert_eq!(catalog.is_pinned_node(session(n), &nodes).unwrap(), pinned);
