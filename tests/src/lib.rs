@@ -24,6 +24,8 @@ pub mod images;
 pub mod lab;
 /// The Debian packages that the tests need.
 pub mod packages;
+/// The program `underlay`, run as a user runs it.
+pub mod program;
 /// Booting a disk image and reading its serial console.
 pub mod qemu;
 /// Other backup programs, to measure against.
