@@ -18,6 +18,10 @@ pub mod debian;
 pub mod error;
 /// A bootable Debian guest, its overlays, and changes to its file system without booting it.
 pub mod guest;
+/// Images of every kind that underlay reads.
+pub mod images;
+/// A repository in a temporary folder, with a plain reader to compare with.
+pub mod lab;
 /// The Debian packages that the tests need.
 pub mod packages;
 /// Booting a disk image and reading its serial console.

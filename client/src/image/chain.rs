@@ -1,326 +1,238 @@
-//! A chain of layers, and the flattened disk that a guest sees through it.
+//! A chain of layers, and the flattened disk that it shows.
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::identity::LayerIdentity;
-use super::paths::{Allowed, Opened, open_named};
-use super::qcow2::Qcow2Layer;
-use super::raw::RawLayer;
-use super::{Extent, ExtentKind, Format, ImageError, OpenOptions, Place};
+use super::cache::BlockCache;
+use super::error::{ImageError, shown};
+use super::file::{Counters, ImageFile, ReadCounters};
+use super::layer::{Content, Layer, Run, Shared, Source};
+use super::paths::{AllowedDirs, open_named_by_caller, open_named_by_image, resolve};
+use super::qcow2::{Qcow2, References};
+use super::raw::Raw;
+use super::{Extent, ExtentKind, Format, OpenOptions};
 
-/// One image file of a chain, open for reading.
-#[derive(Debug)]
-pub struct Layer {
-    kind: Kind,
-    /// As it was when it was first asked for.
-    identity: OnceLock<LayerIdentity>,
-}
+/// No chain is deeper than this, whatever the caller allows: reads recurse through the layers.
+const DEEPEST: usize = 256;
+/// 1,024 blocks of 16 KiB.
+const METADATA_BLOCKS: usize = 1024;
+/// 16 clusters of the largest size: 32 MiB.
+const CLUSTERS: usize = 16;
 
-#[derive(Debug)]
-enum Kind {
-    Raw(RawLayer),
-    Qcow2(Box<Qcow2Layer>),
-}
-
-impl Layer {
-    fn opened(&self) -> &Opened {
-        match &self.kind {
-            Kind::Raw(raw) => &raw.opened,
-            Kind::Qcow2(qcow2) => &qcow2.opened,
-        }
-    }
-
-    /// The file's path, links resolved.
-    pub fn path(&self) -> &Path {
-        &self.opened().path
-    }
-
-    /// Its format.
-    pub fn format(&self) -> Format {
-        match &self.kind {
-            Kind::Raw(_) => Format::Raw,
-            Kind::Qcow2(_) => Format::Qcow2,
-        }
-    }
-
-    /// Bytes of guest address space.
-    pub fn virtual_size(&self) -> u64 {
-        match &self.kind {
-            Kind::Raw(raw) => raw.virtual_size,
-            Kind::Qcow2(qcow2) => qcow2.virtual_size(),
-        }
-    }
-
-    fn current_identity(&self) -> Result<LayerIdentity, ImageError> {
-        match &self.kind {
-            Kind::Raw(raw) => raw.identity(),
-            Kind::Qcow2(qcow2) => qcow2.identity(),
-        }
-    }
-
-    /// What the layer was when this was first called; reads all of its map, none of its data.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn identity(&self) -> Result<LayerIdentity, ImageError> {
-        if let Some(identity) = self.identity.get() {
-            return Ok(identity.clone());
-        }
-        let identity = self.current_identity()?;
-        Ok(self.identity.get_or_init(|| identity).clone())
-    }
-
-    /// Where a run lies in this layer. `offset` is below its virtual size.
-    fn place(&self, offset: u64, limit: u64) -> Result<(Place, u64), ImageError> {
-        let limit = limit.min(self.virtual_size() - offset);
-        match &self.kind {
-            Kind::Raw(raw) => Ok(raw.place(offset, limit)),
-            Kind::Qcow2(qcow2) => qcow2.place(offset, limit),
-        }
-    }
-}
-
-/// What reading a chain has cost so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReadCounters {
-    /// Bytes of clusters read from files; of compressed ones, their compressed length.
-    pub data_bytes: u64,
-    /// Reads of clusters.
-    pub data_reads: u64,
-    /// Bytes of L1 and L2 tables read.
-    pub metadata_bytes: u64,
-}
-
-/// The layers of one disk, base first. All files are open; reading is safe from many threads.
+/// A chain of image files, opened read-only and checked. Layer 0 is the base.
+///
+/// Reading takes `&self` and works from many threads at once.
 #[derive(Debug)]
 pub struct Chain {
     layers: Vec<Layer>,
-    data_bytes: AtomicU64,
-    data_reads: AtomicU64,
+    shared: Arc<Shared>,
 }
 
 impl Chain {
-    /// Opens the image at `path` and every layer below it.
+    /// Opens `path` and all that it is based on, and checks headers and L1 tables.
     ///
     /// # Errors
-    /// Anything about any layer that is damaged, unsupported or not allowed. No other file has been opened then.
+    /// Whatever is missing, refused or damaged, naming the file. Nothing outside the directories of `path` and
+    /// `options.allow_dirs` is opened because an image says so.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
-        let format = options.format.or_else(|| by_ending(path)).ok_or(ImageError::UnknownFormat { path: path.to_owned() })?;
-        let opened = open_named(path)?;
-        let allowed = Allowed::new(&opened, &options.allow_dirs)?;
-        let mut layers: Vec<Layer> = Vec::new();
-        let mut next = Some((opened, format));
-        while let Some((opened, format)) = next.take() {
-            let bad_chain = |what: String| ImageError::Chain { path: path.to_owned(), what };
-            if layers.iter().any(|layer| layer.opened().key == opened.key) {
-                return Err(bad_chain(format!("comes back to {}", opened.path.display())));
+        let format = match options.format {
+            Some(format) => format,
+            None => format_by_extension(path)?,
+        };
+        let allowed = AllowedDirs::new(path, &options.allow_dirs)?;
+        let shared = Arc::new(Shared {
+            metadata: BlockCache::new(METADATA_BLOCKS),
+            clusters: BlockCache::new(CLUSTERS),
+            counters: Counters::default(),
+        });
+        let limit = options.max_depth.clamp(1, DEEPEST);
+        let mut layers = Vec::new();
+        let mut seen = HashSet::new();
+        let mut next = Some((open_named_by_caller(path)?, format));
+        while let Some((file, format)) = next {
+            if !seen.insert((file.stat.device, file.stat.inode)) {
+                return Err(ImageError::Loop { path: file.path });
             }
-            if layers.len() == options.max_depth {
-                return Err(bad_chain(format!("has more than {} layers", options.max_depth)));
+            if layers.len() == limit {
+                return Err(ImageError::TooDeep { path: path.to_owned(), limit });
             }
-            let kind = match format {
-                Format::Raw => Kind::Raw(RawLayer::new(opened)),
-                Format::Qcow2 => {
-                    let mut layer = Qcow2Layer::open(opened)?;
-                    layer.open_data_file(&allowed)?;
-                    next = below(&layer, &allowed)?;
-                    Kind::Qcow2(Box::new(layer))
-                }
-            };
-            layers.push(Layer { kind, identity: OnceLock::new() });
+            let (layer, below) = open_layer(file, format, layers.len() as u32, &shared, &allowed)?;
+            layers.push(layer);
+            next = below;
         }
         layers.reverse();
-        Ok(Self { layers, data_bytes: AtomicU64::new(0), data_reads: AtomicU64::new(0) })
+        Ok(Self { layers, shared })
     }
 
-    /// Number of layers: at least one.
-    #[allow(clippy::len_without_is_empty)]
+    /// Number of layers: at least 1. The base has index 0, the top `len() - 1`.
+    #[expect(clippy::len_without_is_empty, reason = "a chain has at least one layer")]
     pub fn len(&self) -> usize {
         self.layers.len()
     }
 
-    /// Layer `index`; 0 is the base.
+    /// The layer `index`.
+    ///
+    /// # Panics
+    /// If `index >= self.len()`.
     pub fn layer(&self, index: usize) -> &Layer {
         &self.layers[index]
     }
 
-    /// Bytes of guest address space, as the guest sees them.
+    /// Bytes of the top layer's virtual disk: a multiple of 512.
     pub fn virtual_size(&self) -> u64 {
         self.layers.last().map_or(0, Layer::virtual_size)
     }
 
-    /// What reading has cost so far.
-    pub fn counters(&self) -> ReadCounters {
-        let metadata = self.layers.iter().map(|layer| match &layer.kind {
-            Kind::Raw(_) => 0,
-            Kind::Qcow2(qcow2) => qcow2.metadata_bytes(),
-        });
-        ReadCounters {
-            data_bytes: self.data_bytes.load(Ordering::Relaxed),
-            data_reads: self.data_reads.load(Ordering::Relaxed),
-            metadata_bytes: metadata.sum(),
-        }
-    }
-
-    /// Extents that layer `index` itself allocates: ascending, disjoint. What lies between them is the layer below's.
+    /// The extents that layer `index` itself allocates: ascending, disjoint, coalesced, within its virtual size.
+    ///
+    /// What is absent shows the layer below, or zeros at layer 0. A raw layer's holes are absent. Reads a few
+    /// table blocks at a time, whatever the size of the disk; after an error the iterator ends.
     ///
     /// # Errors
-    /// None before the first item; items fail if the map is damaged.
-    pub fn extents(&self, index: usize) -> Result<Extents<'_>, ImageError> {
-        let layer = &self.layers[index];
-        let (plain, compressed) = match &layer.kind {
-            Kind::Raw(_) => (u64::MAX, u64::MAX),
-            Kind::Qcow2(qcow2) => qcow2.limits(),
-        };
-        Ok(Extents { layer, at: 0, plain_left: plain, compressed_left: compressed })
+    /// Damaged tables, and tables whose plain clusters add up to more than the file has.
+    pub fn extents(
+        &self,
+        index: usize,
+    ) -> Result<impl Iterator<Item = Result<Extent, ImageError>> + Send, ImageError> {
+        let layer = self.checked(index)?;
+        Ok(Extents { layer, position: 0, plain: 0, pending: None, done: false })
     }
 
-    /// Reads the flattened disk as seen at layer `index`.
+    /// Fills `buf` with the bytes at `offset` of the flattened disk that layers `0..=index` show: exactly what
+    /// QEMU would read, zeros past the end of layer `index`.
     ///
     /// # Errors
-    /// Names the file and what is wrong with it.
-    pub fn read_at(&self, index: usize, offset: u64, buffer: &mut [u8]) -> Result<(), ImageError> {
-        let mut at = 0;
-        while at < buffer.len() {
-            let (layer, place, length) = self.find(index, offset + at as u64, (buffer.len() - at) as u64)?;
-            let part = &mut buffer[at..at + length as usize];
-            at += part.len();
-            match (place, &self.layers[layer].kind) {
-                (Place::Data(host), Kind::Raw(raw)) => self.read_data(&raw.opened, host, part)?,
-                (Place::Data(host), Kind::Qcow2(qcow2)) => self.read_data(qcow2.data(), host, part)?,
-                (Place::Compressed { host, length, within }, Kind::Qcow2(qcow2)) => {
-                    let read = qcow2.read_compressed(host, length, within, part)?;
-                    self.count(read);
-                }
-                _ => part.fill(0),
-            }
-        }
-        Ok(())
+    /// Damage and I/O errors, naming file and guest offset. `buf` then holds anything.
+    pub fn read_at(&self, index: usize, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        self.checked(index)?;
+        self.read_layer(index, offset, buf)
     }
 
-    /// Which parts of `[offset, offset + length)` of the flattened disk are zero without reading any data.
+    /// Which parts of `[offset, offset + length)` of the flattened disk at layer `index` are certainly zero, found
+    /// without reading data. The extents are ascending and coalesced and cover exactly the range; past the end is
+    /// zero.
     ///
     /// # Errors
-    /// If the map of a layer is damaged.
+    /// Damaged tables.
     pub fn map(&self, index: usize, offset: u64, length: u64) -> Result<Vec<Extent>, ImageError> {
-        let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), offset);
-        while at < offset + length {
-            let (_, place, run) = self.find(index, at, offset + length - at)?;
-            let kind = match place {
-                Place::Data(_) | Place::Compressed { .. } => ExtentKind::Data,
-                Place::Zero | Place::Below => ExtentKind::Zero,
-            };
-            match extents.last_mut() {
-                Some(last) if last.kind == kind => last.length += run,
-                _ => extents.push(Extent { offset: at, length: run, kind }),
-            }
-            at += run;
-        }
-        Ok(extents)
+        self.checked(index)?;
+        let mut found = Vec::new();
+        self.map_layer(index, offset, offset.saturating_add(length), &mut found)?;
+        Ok(found)
     }
 
-    /// Checks that every layer is still what it was when its identity was first taken.
+    /// What was read from files since the chain was opened.
+    pub fn counters(&self) -> ReadCounters {
+        self.shared.counters.snapshot()
+    }
+
+    /// Proves that no layer changed since the chain was opened: size, modification time, header and tables of
+    /// every layer are read again.
     ///
     /// # Errors
-    /// [`ImageError::Changed`] naming the first that is not.
+    /// [`ImageError::Changed`] naming the file that did.
     pub fn verify_unchanged(&self) -> Result<(), ImageError> {
-        for layer in &self.layers {
-            let changed = match layer.identity.get() {
-                Some(before) => layer.current_identity().is_ok_and(|now| now != *before),
-                None => false,
-            };
-            if changed {
-                return Err(ImageError::Changed { path: layer.path().to_owned() });
+        self.layers.iter().try_for_each(Layer::verify_unchanged)
+    }
+
+    fn checked(&self, index: usize) -> Result<&Layer, ImageError> {
+        let layers = self.layers.len();
+        self.layers.get(index).ok_or_else(|| ImageError::NoSuchLayer {
+            path: self.layers[layers - 1].path().to_owned(),
+            index,
+            layers,
+        })
+    }
+
+    fn read_layer(&self, index: usize, mut offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        let layer = &self.layers[index];
+        let inside = layer.virtual_size().saturating_sub(offset).min(buf.len() as u64);
+        let (mut rest, past) = buf.split_at_mut(inside as usize);
+        past.fill(0);
+        while !rest.is_empty() {
+            let Run { length, source } = layer.readable_run_at(offset, offset + rest.len() as u64)?;
+            let (piece, after) = rest.split_at_mut(length as usize);
+            match source {
+                Source::Unallocated if index > 0 => self.read_layer(index - 1, offset, piece)?,
+                source => layer.read_run(source, offset, piece)?,
             }
+            offset += length;
+            rest = after;
         }
         Ok(())
     }
 
-    /// The layer and place that serve a run of the disk as seen at `index`, and the run's length, at most `limit`.
-    fn find(&self, index: usize, offset: u64, mut limit: u64) -> Result<(usize, Place, u64), ImageError> {
-        let mut at = index;
-        loop {
-            let layer = &self.layers[at];
-            // Past its end a layer reads as zeros, whatever lies deeper.
-            if offset >= layer.virtual_size() {
-                return Ok((at, Place::Zero, limit));
+    fn map_layer(
+        &self,
+        index: usize,
+        mut offset: u64,
+        end: u64,
+        found: &mut Vec<Extent>,
+    ) -> Result<(), ImageError> {
+        let layer = &self.layers[index];
+        let inside = end.min(layer.virtual_size());
+        while offset < inside {
+            let Run { length, source } = layer.run_at(offset, inside)?;
+            match source {
+                Source::Unallocated if index > 0 => {
+                    self.map_layer(index - 1, offset, offset + length, found)?;
+                }
+                Source::Unallocated | Source::Zero => append(found, offset, length, ExtentKind::Zero),
+                Source::Data { .. } | Source::Compressed { .. } => {
+                    append(found, offset, length, ExtentKind::Data);
+                }
             }
-            let (place, length) = layer.place(offset, limit)?;
-            limit = length;
-            match (place, at.checked_sub(1)) {
-                (Place::Below, Some(below)) => at = below,
-                (Place::Below, None) => return Ok((at, Place::Zero, limit)),
-                _ => return Ok((at, place, limit)),
-            }
+            offset += length;
         }
-    }
-
-    fn count(&self, bytes: u64) {
-        if bytes > 0 {
-            self.data_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.data_reads.fetch_add(1, Ordering::Relaxed);
+        if offset < end {
+            append(found, offset, end - offset, ExtentKind::Zero);
         }
-    }
-
-    /// Reads plain bytes; the last cluster of a file may be cut short, and is zeros from there on.
-    fn read_data(&self, opened: &Opened, host: u64, buffer: &mut [u8]) -> Result<(), ImageError> {
-        let there = opened.length.saturating_sub(host).min(buffer.len() as u64) as usize;
-        let (data, tail) = buffer.split_at_mut(there);
-        opened.file.read_exact_at(data, host).map_err(|source| match source.kind() {
-            std::io::ErrorKind::UnexpectedEof => ImageError::Changed { path: opened.path.clone() },
-            _ => ImageError::io(&opened.path, "read")(source),
-        })?;
-        tail.fill(0);
-        self.count(there as u64);
         Ok(())
     }
 }
 
-/// Iterator over what one layer allocates.
+fn append(found: &mut Vec<Extent>, offset: u64, length: u64, kind: ExtentKind) {
+    match found.last_mut() {
+        Some(last) if last.kind == kind && last.end() == offset => last.length += length,
+        _ => found.push(Extent { offset, length, kind }),
+    }
+}
+
+/// The walk over one layer's tables.
 #[derive(Debug)]
-pub struct Extents<'a> {
-    layer: &'a Layer,
-    at: u64,
-    /// Bytes of plain data the file can still hold: a map that names more names some of them twice.
-    plain_left: u64,
-    /// Compressed clusters it can still hold.
-    compressed_left: u64,
+struct Extents<'chain> {
+    layer: &'chain Layer,
+    position: u64,
+    /// Bytes of uncompressed data so far.
+    plain: u64,
+    pending: Option<Extent>,
+    done: bool,
 }
 
 impl Extents<'_> {
-    fn raw(&mut self, raw: &RawLayer) -> Result<Option<Extent>, ImageError> {
-        let found = raw.next_data(self.at)?;
-        self.at = found.map_or(u64::MAX, |(offset, length)| offset + length);
-        Ok(found.map(|(offset, length)| Extent { offset, length, kind: ExtentKind::Data }))
-    }
-
-    fn aliased(&self) -> ImageError {
-        ImageError::damaged(self.layer.path(), "L2 table", "names more clusters than the file can hold")
-    }
-
-    fn qcow2(&mut self, qcow2: &Qcow2Layer) -> Result<Option<Extent>, ImageError> {
-        let size = qcow2.virtual_size();
-        while let Some(at) = qcow2.next_table(self.at).filter(|&at| at < size) {
-            let (place, length) = self.layer.place(at, size - at)?;
-            self.at = at + length;
-            let kind = match place {
-                Place::Below => continue,
-                Place::Zero => ExtentKind::Zero,
-                Place::Data(_) => {
-                    self.plain_left = self.plain_left.checked_sub(length).ok_or_else(|| self.aliased())?;
-                    ExtentKind::Data
-                }
-                Place::Compressed { .. } => {
-                    self.compressed_left = self.compressed_left.checked_sub(1).ok_or_else(|| self.aliased())?;
+    /// The next allocated run, not yet coalesced.
+    fn step(&mut self) -> Result<Option<Extent>, ImageError> {
+        let end = self.layer.virtual_size();
+        while self.position < end {
+            let offset = self.position;
+            let Run { length, source } = self.layer.run_at(offset, end)?;
+            self.position += length;
+            let kind = match source {
+                Source::Unallocated => continue,
+                Source::Zero => ExtentKind::Zero,
+                Source::Compressed { .. } => ExtentKind::Data,
+                Source::Data { .. } => {
+                    self.plain += length;
+                    if self.layer.data_limit().is_some_and(|limit| self.plain > limit) {
+                        let problem = "more clusters are allocated than the file holds; some are shared";
+                        return Err(self.layer.damaged(offset, problem));
+                    }
                     ExtentKind::Data
                 }
             };
-            return Ok(Some(Extent { offset: at, length, kind }));
+            return Ok(Some(Extent { offset, length, kind }));
         }
-        self.at = u64::MAX;
         Ok(None)
     }
 }
@@ -329,37 +241,71 @@ impl Iterator for Extents<'_> {
     type Item = Result<Extent, ImageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let layer = self.layer;
-        let found = match &layer.kind {
-            Kind::Raw(raw) => self.raw(raw),
-            Kind::Qcow2(qcow2) => self.qcow2(qcow2),
-        };
-        if found.is_err() {
-            self.at = u64::MAX;
+        while !self.done {
+            match self.step() {
+                Err(error) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+                Ok(None) => self.done = true,
+                Ok(Some(extent)) => match &mut self.pending {
+                    Some(last) if last.kind == extent.kind && last.end() == extent.offset => {
+                        last.length += extent.length;
+                    }
+                    pending => match pending.replace(extent) {
+                        Some(complete) => return Some(Ok(complete)),
+                        None => continue,
+                    },
+                },
+            }
         }
-        found.transpose()
+        self.pending.take().map(Ok)
     }
 }
 
-fn by_ending(path: &Path) -> Option<Format> {
-    match path.extension()?.to_str()? {
-        "qcow2" => Some(Format::Qcow2),
-        "raw" => Some(Format::Raw),
-        _ => None,
-    }
-}
+type Below = Option<(ImageFile, Format)>;
 
-/// Opens the layer below, if there is one.
-fn below(layer: &Qcow2Layer, allowed: &Allowed) -> Result<Option<(Opened, Format)>, ImageError> {
-    let image = &layer.opened.path;
-    let Some((named, format)) = layer.backing() else { return Ok(None) };
-    let format = match format {
-        Some("qcow2") => Format::Qcow2,
-        Some("raw" | "file" | "host_device") => Format::Raw,
-        None => return Err(ImageError::NoBackingFormat { image: image.clone(), named: named.to_owned() }),
-        Some(other) => {
-            return Err(ImageError::unsupported(image, "backing format", format!("{other:?} is neither qcow2 nor raw")));
+fn open_layer(
+    file: ImageFile,
+    format: Format,
+    number: u32,
+    shared: &Arc<Shared>,
+    allowed: &AllowedDirs,
+) -> Result<(Layer, Below), ImageError> {
+    if format == Format::Raw {
+        return Ok((Layer::new(Content::Raw(Raw { file, shared: Arc::clone(shared) }))?, None));
+    }
+    let path = file.path.clone();
+    let open = |named: &[u8]| open_named_by_image(&path, named, &resolve(&path, named)?, allowed);
+    let (qcow2, References { backing, backing_format }) =
+        Qcow2::open(file, number, Arc::clone(shared), open)?;
+    let below = match backing {
+        None => None,
+        Some(named) => {
+            let format = recorded_format(&path, &named, backing_format.as_deref())?;
+            Some((open(&named)?, format))
         }
     };
-    Ok(Some((allowed.open(image, named)?, format)))
+    Ok((Layer::new(Content::Qcow2(Box::new(qcow2)))?, below))
+}
+
+fn recorded_format(path: &Path, named: &[u8], recorded: Option<&[u8]>) -> Result<Format, ImageError> {
+    let path: PathBuf = path.to_owned();
+    match recorded {
+        Some(b"raw") => Ok(Format::Raw),
+        Some(b"qcow2") => Ok(Format::Qcow2),
+        None | Some(b"") => Err(ImageError::BackingFormatNotRecorded { path, named: shown(named) }),
+        Some(format) => {
+            let format = shown(format);
+            Err(ImageError::BackingFormatUnsupported { path, named: shown(named), format })
+        }
+    }
+}
+
+fn format_by_extension(path: &Path) -> Result<Format, ImageError> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("qcow2") => Ok(Format::Qcow2),
+        Some("raw") => Ok(Format::Raw),
+        _ => Err(ImageError::FormatNotGiven { path: path.to_owned() }),
+    }
 }

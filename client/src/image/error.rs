@@ -1,123 +1,121 @@
-//! What is wrong with an image. Every message names the file, and the field where there is one.
+//! What can go wrong with an image: which file, which field or which guest offset, and what to do next.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Why an image cannot be read.
+/// Why an image chain cannot be opened or read. Every variant names the file it is about.
+///
+/// `Display` states the fact once and never repeats its `source`; [`ImageError::hint`] says what the user can do.
+/// Names that came from inside an image are shown escaped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The operating system refused.
-    #[error("cannot {action} {path}", path = path.display())]
+    /// The operating system refused to open, stat or read a file. `offset` is in bytes of the file,
+    /// `guest_offset` in bytes of the disk.
+    #[error("{}: cannot {action}{}{}", path.display(), at("file", *offset), at("guest", *guest_offset))]
     Io {
-        /// The file.
         path: PathBuf,
-        /// What was attempted.
         action: &'static str,
-        /// Its report.
-        #[source]
+        offset: Option<u64>,
+        guest_offset: Option<u64>,
         source: io::Error,
     },
-    /// A value that breaks the format, or that points out of the file.
-    #[error("{path} is damaged: {field} {what}", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The field of the format.
-        field: &'static str,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A valid image that underlay does not read.
-    #[error("{path} cannot be backed up: {field} {what}", path = path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// The field of the format.
-        field: &'static str,
-        /// Why not.
-        what: String,
-    },
-    /// A file named inside an image lies where images may not point.
-    #[error("{image} names {named}, which lies outside the directories it may use", image = image.display(), named = named.display())]
-    Outside {
-        /// The image that names it.
-        image: PathBuf,
-        /// The file, links resolved.
-        named: PathBuf,
-    },
-    /// Something that is no file at all.
-    #[error("{path} is neither a regular file nor a block device", path = path.display())]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The format of the top image is not given.
-    #[error("the format of {path} is not known", path = path.display())]
-    UnknownFormat {
-        /// The image.
-        path: PathBuf,
-    },
-    /// An image that names its backing file without a format.
-    #[error("{image} names its backing file {named:?} without a format", image = image.display())]
-    NoBackingFormat {
-        /// The image.
-        image: PathBuf,
-        /// The backing file, as written.
-        named: String,
-    },
-    /// A chain that does not end.
-    #[error("the chain of {path} {what}", path = path.display())]
-    Chain {
-        /// The top image.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A file that changed while it was read. Nothing read can be trusted.
-    #[error("{path} changed while it was being read", path = path.display())]
-    Changed {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A virtual machine has the image open for writing.
-    #[error("{path} is in use: another process writes to it", path = path.display())]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
+
+    /// Neither the caller nor the file's extension says what format the top image has.
+    #[error("{}: the format of this image is not known", path.display())]
+    FormatNotGiven { path: PathBuf },
+
+    /// The image names a backing file and does not record its format. Probing it would let a guest choose.
+    #[error("{}: the format of its backing file {named:?} is not recorded", path.display())]
+    BackingFormatNotRecorded { path: PathBuf, named: String },
+
+    /// The image records a format for its backing file that underlay does not read.
+    #[error("{}: its backing file {named:?} has the format {format:?}, which is not supported", path.display())]
+    BackingFormatUnsupported { path: PathBuf, named: String, format: String },
+
+    /// The image names a file outside its own directory and the allowed ones. That file was not opened.
+    #[error("{}: names {named:?}, which is {} and outside the allowed directories", path.display(), resolved.display())]
+    NotAllowed { path: PathBuf, named: String, resolved: PathBuf },
+
+    /// The image names something that is not a plain path: a protocol, `json:`, or an impossible name.
+    #[error("{}: names {named:?}: {problem}", path.display())]
+    BadName { path: PathBuf, named: String, problem: &'static str },
+
+    /// A file of the chain is neither a regular file nor a block device.
+    #[error("{}: is {found}, not a regular file or a block device", path.display())]
+    NotAFile { path: PathBuf, found: &'static str },
+
+    /// The chain comes back to a file that it already contains.
+    #[error("{}: is already part of its own backing chain", path.display())]
+    Loop { path: PathBuf },
+
+    /// The chain has more than `limit` layers.
+    #[error("{}: the backing chain has more than {limit} layers", path.display())]
+    TooDeep { path: PathBuf, limit: usize },
+
+    /// A header field holds a value that a sound, supported image cannot have.
+    #[error("{}: header field {field} is {found}: {problem}", path.display())]
+    Header { path: PathBuf, field: &'static str, found: String, problem: String },
+
+    /// The image is sound but uses something underlay cannot read.
+    #[error("{}: {feature} is not supported", path.display())]
+    Unsupported { path: PathBuf, feature: String, hint: Option<&'static str> },
+
+    /// A mapping table, or the data it points to, is damaged. `guest_offset` is in bytes of the layer's disk.
+    #[error("{}: damaged at guest offset {guest_offset}: {problem}", path.display())]
+    Damaged { path: PathBuf, guest_offset: u64, problem: String },
+
+    /// The file is not what it was when the chain was opened.
+    #[error("{}: changed while it was being read ({what})", path.display())]
+    Changed { path: PathBuf, what: &'static str },
+
+    /// The caller asked for a layer that the chain does not have.
+    #[error("{}: the chain has {layers} layers, there is no layer {index}", path.display())]
+    NoSuchLayer { path: PathBuf, index: usize, layers: usize },
 }
 
 impl ImageError {
-    pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { path: path.to_owned(), action, source }
-    }
-
-    pub(super) fn damaged(path: &Path, field: &'static str, what: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), field, what: what.into() }
-    }
-
-    pub(super) fn unsupported(path: &Path, field: &'static str, what: impl Into<String>) -> Self {
-        Self::Unsupported { path: path.to_owned(), field, what: what.into() }
-    }
-
-    /// What the user can do next, where there is something.
+    /// What the user can do next, if there is something. One sentence, not part of the error's text.
     pub fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::Outside { named, .. } => {
-                let parent = named.parent().unwrap_or(Path::new("/"));
-                format!("if that file belongs to this chain, allow its directory: --allow-dir {:?}", parent.display().to_string())
-            }
-            Self::UnknownFormat { .. } => "say which it is: --format qcow2 or --format raw".into(),
-            Self::NoBackingFormat { image, named } => format!(
-                "record it, after making sure what it is: qemu-img rebase -u -F qcow2 -b {named:?} {:?}",
-                image.display().to_string()
+        match self {
+            Self::FormatNotGiven { .. } => Some(
+                "say what it is with --format qcow2 or --format raw; underlay never guesses, \
+                 because a guest can write a qcow2 header into its raw disk"
+                    .into(),
             ),
-            Self::Damaged { path, .. } => format!("see what `qemu-img check {:?}` says", path.display().to_string()),
-            Self::Changed { .. } | Self::InUse { .. } => {
-                "back up a frozen image: stop the machine, or take an external snapshot and give the frozen file".into()
+            Self::BackingFormatNotRecorded { path, named } => Some(format!(
+                "record it with: qemu-img rebase -u -F raw|qcow2 -b {named:?} {:?}",
+                path.display().to_string()
+            )),
+            Self::NotAllowed { resolved, .. } => resolved
+                .parent()
+                .map(|directory| format!("if you trust this image, add --allow-dir {}", directory.display())),
+            Self::TooDeep { .. } => Some("shorten the chain with qemu-img commit or blockcommit".into()),
+            Self::Unsupported { hint, .. } => hint.map(Into::into),
+            Self::Damaged { path, .. } | Self::Header { path, .. } => {
+                Some(format!("look at it with: qemu-img check -f qcow2 {:?}", path.display().to_string()))
             }
-            _ => return None,
-        })
+            Self::Changed { .. } => {
+                Some("only back up layers that nobody writes; run the backup again".into())
+            }
+            _ => None,
+        }
     }
+
+    /// Adds which guest data an I/O error is about.
+    pub(super) fn at_guest(mut self, offset: u64) -> Self {
+        if let Self::Io { guest_offset, .. } = &mut self {
+            *guest_offset = Some(offset);
+        }
+        self
+    }
+}
+
+fn at(whose: &str, offset: Option<u64>) -> String {
+    offset.map(|offset| format!(" at {whose} offset {offset}")).unwrap_or_default()
+}
+
+/// A name found inside an image, made safe to show: lossy UTF-8, at most 200 characters.
+pub(super) fn shown(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).chars().take(200).collect()
 }

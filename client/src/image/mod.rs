@@ -1,36 +1,48 @@
-//! Disk images: layers, the chains they form, and what a guest would read from them. Hostile until proven otherwise.
+//! Reads virtual disk images: raw and qcow2 files, and chains of overlays over them.
+//!
+//! Every image is hostile until proven otherwise. A path named inside an image is opened only in allowed
+//! directories, nothing is probed, every header field and table entry is checked before it is used, memory is
+//! bounded whatever a header claims, and damage is an error, never zeros. What is read is exactly what QEMU shows
+//! the guest:
+//!
+//! - past the end of a layer that is shorter than the layers above, zeros, never what lies deeper;
+//! - a raw file's last sector is padded with zeros to 512 bytes, and a qcow2 header's size is rounded down to 512.
+//!
+//! Files are opened read-only and stay open; nothing here ever writes.
 
+mod cache;
 mod chain;
 mod error;
-mod identity;
+mod file;
+mod layer;
 mod paths;
 mod qcow2;
 mod raw;
 
 use std::path::PathBuf;
 
-pub use chain::{Chain, Layer, ReadCounters};
+pub use chain::Chain;
 pub use error::ImageError;
-pub use identity::LayerIdentity;
+pub use file::ReadCounters;
+pub use layer::{Layer, LayerIdentity};
 
-/// How an image file holds its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// The format of one image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// The disk's bytes, nothing else.
+    /// The disk's bytes, one to one: a regular file or a block device.
     Raw,
-    /// QEMU copy-on-write, version 2 or 3.
+    /// qcow2, version 2 or 3.
     Qcow2,
 }
 
 /// How to open a chain.
-#[derive(Clone, Debug)]
+#[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// Format of the top image. `None`: by its name's ending, never by its content, which the guest controls.
+    /// The format of the top image. `None` takes it from the extension `.qcow2` or `.raw`, and from nothing else.
     pub format: Option<Format>,
-    /// Directories, besides the top image's own, in and below which files named inside images may lie.
+    /// Directories, besides the top image's own, in or below which images may name files. Symlinks are followed.
     pub allow_dirs: Vec<PathBuf>,
-    /// Most layers a chain may have.
+    /// The most layers a chain may have. At most 256, whatever is given.
     pub max_depth: usize,
 }
 
@@ -41,52 +53,25 @@ impl Default for OpenOptions {
 }
 
 /// A run of a virtual disk, in bytes of guest address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// First byte.
     pub offset: u64,
-    /// Length in bytes.
     pub length: u64,
-    /// What is there.
     pub kind: ExtentKind,
 }
 
-/// What an extent holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is known about a run without reading its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentKind {
-    /// Bytes that must be read.
+    /// Must be read; may turn out to be zeros.
     Data,
-    /// Zeros, known without reading.
+    /// Reads as zeros for certain.
     Zero,
 }
 
-/// Where a layer keeps a run of the disk. Offsets are in bytes of the file that holds the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Not in this layer: whatever the layer below holds.
-    Below,
-    /// Zeros.
-    Zero,
-    /// Plain bytes from here on.
-    Data(u64),
-    /// One compressed cluster.
-    Compressed {
-        /// Where it starts in the file.
-        host: u64,
-        /// Its length in the file is at most this.
-        length: u64,
-        /// Where the run starts within the decompressed cluster.
-        within: u64,
-    },
-}
-
-impl Place {
-    /// The same place `by` bytes further on.
-    fn advanced(self, by: u64) -> Self {
-        match self {
-            Self::Data(host) => Self::Data(host + by),
-            Self::Compressed { host, length, within } => Self::Compressed { host, length, within: within + by },
-            other => other,
-        }
+impl Extent {
+    /// The first byte after the run.
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
     }
 }

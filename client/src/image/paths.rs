@@ -1,89 +1,116 @@
-//! Opening files, and only those that may be opened.
+//! Which files an image may name, and opening them without being led elsewhere.
+//!
+//! A name is resolved like QEMU does (against the directory of the image as it was named), then every symlink in
+//! it is followed, and only the result is compared with the allowed directories. The file is first opened with
+//! `O_PATH`, which touches no device and never blocks; its type and its real place are checked on that
+//! descriptor, and only then is it reopened for reading through `/proc/self/fd`. So what was checked is what is read.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::ImageError;
+use rustix::fs::{FileType, Mode, OFlags};
 
-/// An open file, its real path and its length.
+use super::error::{ImageError, shown};
+use super::file::{ImageFile, io_error};
+
+/// The directories in or below which a path named inside an image may lie. All canonical.
 #[derive(Debug)]
-pub(super) struct Opened {
-    pub file: File,
-    /// Links resolved.
-    pub path: PathBuf,
-    /// Bytes in the file or the block device.
-    pub length: u64,
-    pub is_block_device: bool,
-    /// Device and inode.
-    pub key: (u64, u64),
-}
+pub(super) struct AllowedDirs(Vec<PathBuf>);
 
-/// Which directories files named inside images may lie in.
-#[derive(Debug)]
-pub(super) struct Allowed(Vec<PathBuf>);
-
-impl Allowed {
-    /// The top image's own directory, unless it is a device, and those the user named.
-    pub fn new(top: &Opened, directories: &[PathBuf]) -> Result<Self, ImageError> {
-        let mut allowed = Vec::new();
-        if let Some(parent) = top.path.parent().filter(|_| !top.is_block_device) {
-            allowed.push(parent.to_owned());
+impl AllowedDirs {
+    /// The directory of the top image, under the name the caller gave and under its real one, and `extra`.
+    pub(super) fn new(top: &Path, extra: &[PathBuf]) -> Result<Self, ImageError> {
+        let mut allowed = Vec::with_capacity(extra.len() + 2);
+        allowed.push(canonical(directory_of(top))?);
+        if let Some(real) = canonical(top)?.parent() {
+            allowed.push(real.to_owned());
         }
-        for directory in directories {
-            allowed.push(fs::canonicalize(directory).map_err(ImageError::io(directory, "resolve"))?);
+        for directory in extra {
+            allowed.push(canonical(directory)?);
         }
         Ok(Self(allowed))
     }
 
-    /// Opens a file that `image` names. Relative names start at the image's directory.
-    pub fn open(&self, image: &Path, named: &str) -> Result<Opened, ImageError> {
-        let field = "the name of another file";
-        let named = named.strip_prefix("file:").unwrap_or(named);
-        let protocol = named.split('/').next().is_some_and(|head| head.contains(':'));
-        if protocol || named.is_empty() || named.contains('\0') {
-            let what = format!("{named:?} is not a plain path; network and json: images are never opened");
-            return Err(ImageError::unsupported(image, field, what));
-        }
-        let path = image.parent().unwrap_or(Path::new("/")).join(named);
-        let real = fs::canonicalize(&path).map_err(ImageError::io(&path, "find"))?;
-        if !self.0.iter().any(|directory| real.starts_with(directory)) {
-            return Err(ImageError::Outside { image: image.to_owned(), named: real });
-        }
-        open_real(real)
+    fn contain(&self, path: &Path) -> bool {
+        self.0.iter().any(|directory| path != directory && path.starts_with(directory))
     }
 }
 
-/// Opens the file a user named.
-pub(super) fn open_named(path: &Path) -> Result<Opened, ImageError> {
-    open_real(fs::canonicalize(path).map_err(ImageError::io(path, "find"))?)
+/// Opens the image that the caller named: wherever it lies.
+pub(super) fn open_named_by_caller(path: &Path) -> Result<ImageFile, ImageError> {
+    open(path, &canonical(path)?, |_| Ok(()))
 }
 
-/// Opens a path without links for reading. Nothing but files and block devices is ever opened: a pipe or a tape would react.
-fn open_real(path: PathBuf) -> Result<Opened, ImageError> {
-    let usable = |kind: fs::FileType| kind.is_file() || kind.is_block_device();
-    let before = fs::symlink_metadata(&path).map_err(ImageError::io(&path, "look at"))?;
-    if !usable(before.file_type()) {
-        return Err(ImageError::NotAFile { path });
-    }
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(&path)
-        .map_err(ImageError::io(&path, "open"))?;
-    let metadata = file.metadata().map_err(ImageError::io(&path, "look at"))?;
-    let now = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(ImageError::io(&path, "look at"))?;
-    if !usable(metadata.file_type()) || now != path {
-        return Err(ImageError::Changed { path });
-    }
-    let is_block_device = metadata.file_type().is_block_device();
-    let length = if is_block_device {
-        file.seek(SeekFrom::End(0)).map_err(ImageError::io(&path, "measure"))?
-    } else {
-        metadata.len()
+/// Opens `path`, which `image` names as `named`, if it really lies in an allowed directory.
+pub(super) fn open_named_by_image(
+    image: &Path,
+    named: &[u8],
+    path: &Path,
+    allowed: &AllowedDirs,
+) -> Result<ImageFile, ImageError> {
+    let check = |real: &Path| {
+        if allowed.contain(real) {
+            return Ok(());
+        }
+        Err(ImageError::NotAllowed { path: image.to_owned(), named: shown(named), resolved: real.to_owned() })
     };
-    Ok(Opened { file, length, is_block_device, key: (metadata.dev(), metadata.ino()), path })
+    let real = canonical(path)?;
+    check(&real)?;
+    open(path, &real, check)
+}
+
+/// The path that `image` means by `named`: absolute, or relative to the image's directory.
+pub(super) fn resolve(image: &Path, named: &[u8]) -> Result<PathBuf, ImageError> {
+    let refuse = |problem| Err(ImageError::BadName { path: image.to_owned(), named: shown(named), problem });
+    let path = named.strip_prefix(b"file:").filter(|rest| rest.starts_with(b"/")).unwrap_or(named);
+    if path.is_empty() || path.contains(&0) {
+        return refuse("this is not a file name");
+    }
+    let first = path.iter().find(|byte| matches!(byte, b':' | b'/'));
+    if first == Some(&b':') {
+        return refuse("only plain files can be read, not json: or network protocols");
+    }
+    Ok(directory_of(image).join(OsStr::from_bytes(path)))
+}
+
+fn open(
+    path: &Path,
+    real: &Path,
+    check: impl Fn(&Path) -> Result<(), ImageError>,
+) -> Result<ImageFile, ImageError> {
+    let failed = |source: rustix::io::Errno| io_error(path, "open", source.into());
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let handle: OwnedFd = rustix::fs::open(real, flags, Mode::empty()).map_err(failed)?;
+    let stat = rustix::fs::fstat(&handle).map_err(failed)?;
+    let found = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::BlockDevice => None,
+        FileType::Directory => Some("a directory"),
+        FileType::Fifo => Some("a pipe"),
+        FileType::Socket => Some("a socket"),
+        FileType::CharacterDevice => Some("a character device"),
+        FileType::Symlink => Some("a symbolic link"),
+        _ => Some("something unknown"),
+    };
+    if let Some(found) = found {
+        return Err(ImageError::NotAFile { path: path.to_owned(), found });
+    }
+    let link = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+    check(&fs::read_link(&link).map_err(|source| io_error(path, "find the real place of", source))?)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file: OwnedFd = rustix::fs::open(&link, flags, Mode::empty()).map_err(failed)?;
+    ImageFile::new(path.to_owned(), File::from(file))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn canonical(path: &Path) -> Result<PathBuf, ImageError> {
+    fs::canonicalize(path).map_err(|source| io_error(path, "find", source))
 }

@@ -1,60 +1,43 @@
-//! Raw images: files, with their holes, and block devices.
+//! One raw layer: a regular file or a block device.
 
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
+use std::sync::Arc;
 
-use super::identity::{LayerIdentity, stat};
-use super::paths::Opened;
-use super::{ImageError, Place};
+use super::error::ImageError;
+use super::file::ImageFile;
+use super::layer::{Run, Shared, Source};
 
-/// A disk's bytes and nothing else.
 #[derive(Debug)]
-pub(super) struct RawLayer {
-    pub opened: Opened,
-    pub virtual_size: u64,
+pub(super) struct Raw {
+    pub file: ImageFile,
+    pub shared: Arc<Shared>,
 }
 
-impl RawLayer {
-    /// As QEMU does, a length that is no multiple of a sector counts as rounded up, with zeros.
-    pub fn new(opened: Opened) -> Self {
-        let virtual_size = opened.length.next_multiple_of(512);
-        Self { opened, virtual_size }
+impl Raw {
+    /// The file's size, rounded up to whole 512-byte sectors like QEMU does.
+    pub(super) fn virtual_size(&self) -> u64 {
+        self.file.size().next_multiple_of(512)
     }
 
-    /// Where the run at `offset` lies, and how long it is, at most `limit`.
-    pub fn place(&self, offset: u64, limit: u64) -> (Place, u64) {
-        match self.opened.length.checked_sub(offset).filter(|&left| left > 0) {
-            Some(left) => (Place::Data(offset), left.min(limit)),
-            None => (Place::Zero, limit),
+    /// What lies at `offset`: data, or a hole of the file. `offset < limit <= virtual_size`.
+    pub(super) fn run_at(&self, offset: u64, limit: u64) -> Result<Run, ImageError> {
+        let data = self.file.next_data(offset)?.unwrap_or(limit);
+        if data > offset {
+            return Ok(Run { length: data.min(limit) - offset, source: Source::Unallocated });
         }
-    }
-
-    /// The next run of data at or after `offset`: a file's holes are skipped.
-    pub fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>, ImageError> {
-        let end = self.opened.length;
-        if offset >= end {
-            return Ok(None);
-        }
-        if self.opened.is_block_device {
-            return Ok(Some((offset, end - offset)));
-        }
-        let failed = |errno: Errno| ImageError::io(&self.opened.path, "find the data of")(errno.into());
-        let start = match seek(&self.opened.file, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(None),
-            // A file system that knows no holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((offset, end - offset))),
-            Err(errno) => return Err(failed(errno)),
+        // A hole that ends the file mid-sector belongs to the data: nothing is lost by reading it.
+        let hole = match self.file.next_hole(offset)? {
+            hole if hole >= self.file.size() || hole <= offset => limit,
+            hole => hole.min(limit),
         };
-        let stop = seek(&self.opened.file, SeekFrom::Hole(start)).map_err(failed)?.min(end);
-        Ok((start < end && stop > start).then_some((start, stop - start)))
+        Ok(Run { length: hole - offset, source: Source::Data { host: offset } })
     }
 
-    pub fn identity(&self) -> Result<LayerIdentity, ImageError> {
-        let length = match self.opened.is_block_device {
-            true => self.opened.length,
-            false => self.opened.file.metadata().map_err(ImageError::io(&self.opened.path, "look at"))?.len(),
-        };
-        stat(&self.opened.path, &self.opened.file, length, *blake3::hash(b"raw").as_bytes())
+    /// Fills `buf` from `offset`; the file's last sector may end in zeros that the file does not have.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        let stored = self.file.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        self.file.read_exact(offset, &mut buf[..stored]).map_err(|error| error.at_guest(offset))?;
+        buf[stored..].fill(0);
+        self.shared.counters.data(stored);
+        Ok(())
     }
 }

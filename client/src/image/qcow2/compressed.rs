@@ -1,73 +1,49 @@
-//! Compressed clusters.
+//! Decompresses one cluster.
 
-use std::collections::VecDeque;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::RefCell;
 
 use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress as inflate};
+use zstd::bulk::Decompressor;
+use zstd::zstd_safe;
 
-use crate::image::ImageError;
-use crate::image::paths::Opened;
+use super::header::Compression;
 
-/// Bytes of decompressed clusters kept, but at least one cluster.
-const CACHE: usize = 4 << 20;
-
-/// Decompresses clusters and keeps the last few: readers come back for the rest of a large one.
-#[derive(Debug)]
-pub(super) struct Decompressed {
-    cluster: usize,
-    zstd: bool,
-    recent: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
+thread_local! {
+    static ZSTD: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-impl Decompressed {
-    pub fn new(cluster_bits: u32, zstd: bool) -> Self {
-        Self { cluster: 1 << cluster_bits, zstd, recent: Mutex::default() }
+/// Decompresses `input`, which may have anything after the stream's end, into exactly `output`.
+pub(super) fn decompress(kind: Compression, input: &[u8], output: &mut [u8]) -> Result<(), String> {
+    let written = match kind {
+        Compression::Zlib => deflated(input, output)?,
+        Compression::Zstd => zstandard(input, output)?,
+    };
+    if written != output.len() {
+        return Err(format!("decompresses to {written} bytes instead of {}", output.len()));
     }
-
-    /// Fills `buffer` with the cluster's bytes from `within` on. Returns bytes read from the file.
-    pub fn read(&self, opened: &Opened, host: u64, length: u64, within: usize, buffer: &mut [u8]) -> Result<u64, ImageError> {
-        let known = self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().find(|(at, _)| *at == host).cloned();
-        let (cluster, read) = match known {
-            Some((_, cluster)) => (cluster, 0),
-            None => {
-                let (cluster, read) = self.load(opened, host, length)?;
-                let cluster = Arc::new(cluster);
-                let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-                recent.truncate((CACHE / self.cluster).max(1) - 1);
-                recent.push_front((host, Arc::clone(&cluster)));
-                (cluster, read)
-            }
-        };
-        buffer.copy_from_slice(&cluster[within..within + buffer.len()]);
-        Ok(read)
-    }
-
-    fn load(&self, opened: &Opened, host: u64, length: u64) -> Result<(Vec<u8>, u64), ImageError> {
-        let mut packed = vec![0; length.min(opened.length - host) as usize];
-        opened.file.read_exact_at(&mut packed, host).map_err(ImageError::io(&opened.path, "read"))?;
-        let mut plain = vec![0; self.cluster];
-        let whole = if self.zstd { unzstd(&packed, &mut plain) } else { inflate(&packed, &mut plain) };
-        if !whole {
-            let what = format!("at {host:#x} does not decompress to {} bytes", self.cluster);
-            return Err(ImageError::damaged(&opened.path, "compressed cluster", what));
-        }
-        Ok((plain, packed.len() as u64))
-    }
+    Ok(())
 }
 
-/// The stated length is an upper bound: what follows the stream is not ours.
-fn unzstd(packed: &[u8], plain: &mut [u8]) -> bool {
-    zstd::Decoder::with_buffer(packed).is_ok_and(|decoder| {
-        let mut decoder = decoder.single_frame();
-        decoder.window_log_max(27).is_ok() && decoder.read_exact(plain).is_ok()
-    })
-}
-
-fn inflate(packed: &[u8], plain: &mut [u8]) -> bool {
+fn deflated(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
     let mut state = Box::<DecompressorOxide>::default();
-    let (status, _, written) = decompress(&mut state, packed, plain, 0, inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
-    matches!(status, TINFLStatus::Done | TINFLStatus::HasMoreOutput) && written == plain.len()
+    match inflate(&mut state, input, output, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF) {
+        (TINFLStatus::Done | TINFLStatus::HasMoreOutput, _, written) => Ok(written),
+        (status, _, _) => Err(format!("the zlib stream is damaged ({status:?})")),
+    }
+}
+
+fn zstandard(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
+    let damaged = |reason: String| format!("the zstd frame is damaged ({reason})");
+    let length = zstd_safe::find_frame_compressed_size(input)
+        .map_err(|code| damaged(zstd_safe::get_error_name(code).to_owned()))?;
+    let frame = input.get(..length).ok_or_else(|| damaged("too short".into()))?;
+    ZSTD.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(Decompressor::new().map_err(|error| damaged(error.to_string()))?),
+        };
+        decompressor.decompress_to_buffer(frame, output).map_err(|error| damaged(error.to_string()))
+    })
 }

@@ -1,211 +1,278 @@
-//! The qcow2 header: read field by field and checked before anything else is believed.
+//! Reads a qcow2 header and checks every field before anything trusts it.
 
-use std::path::Path;
+use super::super::error::{ImageError, shown};
+use super::super::file::ImageFile;
+use super::decode::{Decoder, EntryRules, FixedFields, decode};
 
-use crate::image::ImageError;
+/// What the rest of the reader needs to know from a checked header. Sizes and offsets in bytes.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub cluster_bits: u32,
+    /// Whole 512-byte sectors: QEMU ignores what the header's size has beyond them.
+    pub virtual_size: u64,
+    pub l1_offset: u64,
+    /// L1 entries that the virtual size needs; the table may be longer, the rest means nothing.
+    pub l1_entries: u64,
+    pub extended: bool,
+    pub compression: Compression,
+    pub backing: Option<Vec<u8>>,
+    pub backing_format: Option<Vec<u8>>,
+    pub external_data: bool,
+    pub data_file: Option<Vec<u8>>,
+    pub decoder: Decoder,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    Zlib,
+    Zstd,
+}
 
 const MAGIC: u32 = 0x5146_49fb;
-/// No valid L1 table is longer, in bytes.
-const L1_LIMIT: u64 = 32 << 20;
-const KNOWN_BITS: [(u32, &str); 5] =
-    [(0, "dirty"), (1, "corrupt"), (2, "external data file"), (3, "compression type"), (4, "extended L2")];
-const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
-const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const MAX_L1_BYTES: u64 = 32 << 20;
 
-/// What underlay needs of a qcow2 header, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    /// Bytes of guest address space.
-    pub size: u64,
-    /// log2 of the cluster size: 9..=21.
-    pub cluster_bits: u32,
-    pub l1_offset: u64,
-    /// Entries of the L1 table that cover the disk.
-    pub l1_entries: usize,
-    pub extended_l2: bool,
-    /// Compressed clusters are zstd, not deflate.
-    pub zstd: bool,
-    pub has_data_file: bool,
-    /// Name of the data file as written in the image.
-    pub data_file: Option<String>,
-    pub backing_file: Option<String>,
-    pub backing_format: Option<String>,
+mod incompatible {
+    pub const DIRTY: u64 = 1;
+    pub const CORRUPT: u64 = 1 << 1;
+    pub const DATA_FILE: u64 = 1 << 2;
+    pub const COMPRESSION: u64 = 1 << 3;
+    pub const EXTENDED_L2: u64 = 1 << 4;
+    pub const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 }
 
-/// The header's bytes, with the file's name for errors.
-struct Fields<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
+mod extension {
+    pub const BACKING_FORMAT: u32 = 0xe279_2aca;
+    pub const FEATURE_NAMES: u32 = 0x6803_f857;
+    pub const DATA_FILE: u32 = 0x4441_5441;
 }
 
-impl<'a> Fields<'a> {
-    fn slice(&self, at: u64, length: u64, field: &'static str) -> Result<&'a [u8], ImageError> {
-        let range = usize::try_from(at).ok().zip(at.checked_add(length).and_then(|end| usize::try_from(end).ok()));
-        range
-            .and_then(|(start, end)| self.bytes.get(start..end))
-            .ok_or_else(|| ImageError::damaged(self.path, field, "lies past the end of the header's cluster or of the file"))
-    }
-
-    fn u32(&self, at: u64, field: &'static str) -> Result<u32, ImageError> {
-        Ok(self.slice(at, 4, field)?.iter().fold(0, |value, byte| value << 8 | u32::from(*byte)))
-    }
-
-    fn u64(&self, at: u64, field: &'static str) -> Result<u64, ImageError> {
-        Ok(self.slice(at, 8, field)?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    }
-
-    fn text(&self, at: u64, length: u64, field: &'static str) -> Result<String, ImageError> {
-        let bytes = self.slice(at, length, field)?;
-        match std::str::from_utf8(bytes) {
-            Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
-            _ => Err(self.damaged(field, "is not UTF-8 text")),
-        }
-    }
-
-    fn damaged(&self, field: &'static str, what: impl Into<String>) -> ImageError {
-        ImageError::damaged(self.path, field, what)
-    }
-}
-
-#[derive(Default)]
+/// The extensions that matter, still in bytes.
+#[derive(Debug, Default)]
 struct Extensions {
-    backing_format: Option<String>,
-    data_file: Option<String>,
-    /// Names of incompatible bits, as the image gives them.
-    names: Vec<(u32, String)>,
+    backing_format: Option<Vec<u8>>,
+    data_file: Option<Vec<u8>>,
+    feature_names: Vec<u8>,
 }
 
 impl Header {
-    /// Reads the header. `bytes` is the start of the file: its first cluster, or all of a file that is shorter.
-    pub fn parse(path: &Path, bytes: &[u8], file_length: u64) -> Result<Self, ImageError> {
-        let fields = Fields { path, bytes };
-        if fields.u32(0, "magic")? != MAGIC {
-            return Err(fields.damaged("magic", "is not that of a qcow2 image"));
+    /// Reads and checks the header of `file`. Reads at most one cluster.
+    pub(super) fn read(file: &ImageFile) -> Result<Self, ImageError> {
+        let mut first = [0; 112];
+        let read = file.read_up_to(0, &mut first)?;
+        if read < 4 || be32(&first, 0) != MAGIC {
+            return Err(file.header("magic", format_args!("{:#010x}", be32(&first, 0)), "not a qcow2 image"));
         }
-        let version = fields.u32(4, "version")?;
-        if version != 2 && version != 3 {
-            let what = format!("{version} is not supported; this build reads 2 and 3");
-            return Err(ImageError::unsupported(path, "version", what));
+        let version = be32(&first, 4);
+        if !(2..=3).contains(&version) {
+            return Err(file.header("version", version, "only 2 and 3 are supported"));
         }
-        let cluster_bits = fields.u32(20, "cluster_bits")?;
+        let v3 = version == 3;
+        if read < if v3 { 104 } else { 72 } {
+            return Err(file.header("magic", "qcow2", format!("the file is truncated to {read} bytes")));
+        }
+        let cluster_bits = be32(&first, 20);
         if !(9..=21).contains(&cluster_bits) {
-            return Err(fields.damaged("cluster_bits", format!("{cluster_bits} is not in 9..=21")));
+            return Err(file.header("cluster_bits", cluster_bits, "must be 9 to 21"));
         }
-        // Nothing of the header lies past its first cluster.
-        let fields = Fields { path, bytes: &bytes[..bytes.len().min(1 << cluster_bits)] };
-        let (incompatible, header_length) = match version {
-            2 => (0, 72),
-            _ => (fields.u64(72, "incompatible_features")?, fields.u32(100, "header_length")?),
+        let length = if v3 { be32(&first, 100) } else { 72 };
+        if v3 && (length < 104 || length % 8 != 0 || length > 1 << cluster_bits) {
+            return Err(file.header("header_length", length, "must be 104 or more, and fit in a cluster"));
+        }
+        first[length.min(112) as usize..].fill(0);
+        let refcount_order = if v3 { be32(&first, 96) } else { 4 };
+        if refcount_order > 6 {
+            return Err(file.header("refcount_order", refcount_order, "must be 0 to 6"));
+        }
+        let mut cluster = vec![0; usize::min(1 << cluster_bits, file.size() as usize)];
+        let read = file.read_up_to(0, &mut cluster)?;
+        cluster.truncate(read);
+        let extensions = read_extensions(file, &cluster, length as usize)?;
+        let features = if v3 { be64(&first, 72) } else { 0 };
+        check_features(file, features, &extensions.feature_names)?;
+        let rules = EntryRules {
+            version,
+            extended: features & incompatible::EXTENDED_L2 != 0,
+            external_data: features & incompatible::DATA_FILE != 0,
         };
-        if version == 3 && (header_length < 104 || !header_length.is_multiple_of(8)) {
-            return Err(fields.damaged("header_length", format!("{header_length} is not a multiple of 8 from 104 on")));
+        if rules.extended && cluster_bits < 14 {
+            return Err(file.header("cluster_bits", cluster_bits, "extended L2 entries need at least 14"));
         }
-        let crypt = fields.u32(32, "crypt_method")?;
-        if crypt != 0 {
-            return Err(ImageError::unsupported(path, "crypt_method", format!("is {crypt}: encrypted images cannot be read")));
-        }
-        let extensions = extensions(&fields, u64::from(header_length))?;
-        refuse_bits(path, incompatible, &extensions)?;
-        let compression = match header_length {
-            0..=104 => 0,
-            _ => fields.slice(104, 1, "compression_type")?[0],
-        };
-        if compression > 1 || (compression != 0) != (incompatible & 1 << 3 != 0) {
-            return Err(fields.damaged("compression_type", format!("{compression} does not fit the feature bits")));
-        }
-        let backing_file = backing_name(&fields)?;
-        let mut header = Self {
-            size: fields.u64(24, "size")?,
+        let (fields, decoder) = decode(&first, cluster_bits, rules)
+            .map_err(|problem| file.header("fixed fields", "unreadable", problem))?;
+        let header = Self {
             cluster_bits,
-            l1_offset: fields.u64(40, "l1_table_offset")?,
+            virtual_size: fields.size & !511,
+            l1_offset: fields.l1_offset,
             l1_entries: 0,
-            extended_l2: incompatible & 1 << 4 != 0,
-            zstd: compression == 1,
-            has_data_file: incompatible & 1 << 2 != 0,
-            data_file: extensions.data_file,
-            backing_file,
+            extended: rules.extended,
+            compression: compression(file, features, fields.compression_type)?,
+            backing: backing_name(file, &cluster)?,
             backing_format: extensions.backing_format,
+            external_data: rules.external_data,
+            data_file: extensions.data_file,
+            decoder,
         };
-        header.check_l1(&fields, fields.u32(36, "l1_size")?, file_length)?;
-        Ok(header)
+        header.with_checked_offsets(file, fields)
     }
 
-    /// Entries of one L2 table.
-    pub fn l2_entries(&self) -> u64 {
-        (1 << self.cluster_bits) / if self.extended_l2 { 16 } else { 8 }
+    pub(super) fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
     }
 
-    fn check_l1(&mut self, fields: &Fields<'_>, l1_size: u32, file_length: u64) -> Result<(), ImageError> {
-        if self.extended_l2 && self.cluster_bits < 14 {
-            return Err(fields.damaged("cluster_bits", "is below 14 with extended L2 entries"));
+    /// Bytes of one L2 entry.
+    pub(super) fn l2_entry_size(&self) -> u64 {
+        if self.extended { 16 } else { 8 }
+    }
+
+    /// Bytes of guest address space that one L2 table maps.
+    pub(super) fn l2_coverage(&self) -> u64 {
+        (self.cluster_size() / self.l2_entry_size()) << self.cluster_bits
+    }
+
+    fn with_checked_offsets(mut self, file: &ImageFile, fields: FixedFields) -> Result<Self, ImageError> {
+        if fields.crypt_method != 0 {
+            let feature = match fields.crypt_method {
+                1 => "AES encryption (header field crypt_method is 1)".into(),
+                2 => "LUKS encryption (header field crypt_method is 2)".into(),
+                other => format!("encryption (header field crypt_method is {other})"),
+            };
+            return Err(unsupported(
+                file,
+                feature,
+                Some("back it up from a decrypted copy: qemu-img convert"),
+            ));
         }
-        let bytes = u64::from(l1_size) * 8;
-        if bytes > L1_LIMIT {
-            return Err(fields.damaged("l1_size", format!("{l1_size} is more than 32 MiB of entries")));
+        if fields.size > i64::MAX as u64 {
+            return Err(file.header("size", fields.size, "no disk is that large"));
         }
-        let span = self.l2_entries() << self.cluster_bits;
-        let needed = self.size.div_ceil(span);
-        if needed > u64::from(l1_size) {
-            return Err(fields.damaged("l1_size", format!("{l1_size} does not cover the disk's {} bytes", self.size)));
+        let bytes = u64::from(fields.l1_entries) * 8;
+        if bytes > MAX_L1_BYTES {
+            return Err(file.header("l1_size", fields.l1_entries, "the L1 table is larger than 32 MiB"));
         }
-        let aligned = self.l1_offset.is_multiple_of(1 << self.cluster_bits);
-        let end = self.l1_offset.checked_add(bytes);
-        if needed > 0 && (!aligned || self.l1_offset == 0 || end.is_none_or(|end| end > file_length)) {
-            let what = format!("{:#x} is not aligned or lies past the end of the file", self.l1_offset);
-            return Err(fields.damaged("l1_table_offset", what));
+        let needed = fields.size.div_ceil(self.l2_coverage());
+        if needed > u64::from(fields.l1_entries) {
+            return Err(file.header(
+                "l1_size",
+                fields.l1_entries,
+                format!("a disk of {} bytes needs {needed} entries", fields.size),
+            ));
         }
-        self.l1_entries = needed as usize;
-        Ok(())
+        if fields.l1_entries > 0 {
+            self.check_offset(file, "l1_table_offset", fields.l1_offset, bytes)?;
+        }
+        self.check_offset(file, "refcount_table_offset", fields.refcount_table_offset, 1)?;
+        if fields.snapshots > 0 {
+            self.check_offset(file, "snapshots_offset", fields.snapshots_offset, 1)?;
+        }
+        self.l1_entries = needed;
+        Ok(self)
+    }
+
+    fn check_offset(
+        &self,
+        file: &ImageFile,
+        field: &'static str,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), ImageError> {
+        let problem = if !offset.is_multiple_of(self.cluster_size()) {
+            "not aligned to a cluster"
+        } else if offset == 0 {
+            "points to the header"
+        } else if offset.checked_add(length).is_none_or(|end| end > file.size()) {
+            "beyond the end of the file, which is truncated or damaged"
+        } else {
+            return Ok(());
+        };
+        Err(file.header(field, offset, problem))
     }
 }
 
-fn backing_name(fields: &Fields<'_>) -> Result<Option<String>, ImageError> {
-    let field = "backing_file_name";
-    let (at, length) = (fields.u64(8, "backing_file_offset")?, fields.u32(16, "backing_file_size")?);
-    if at == 0 {
-        return Ok(None);
-    }
-    if length == 0 || length > 1023 {
-        return Err(fields.damaged("backing_file_size", format!("{length} is not in 1..=1023")));
-    }
-    fields.text(at, u64::from(length), field).map(Some)
-}
-
-fn extensions(fields: &Fields<'_>, mut at: u64) -> Result<Extensions, ImageError> {
-    let field = "header extension";
+fn read_extensions(file: &ImageFile, cluster: &[u8], start: usize) -> Result<Extensions, ImageError> {
     let mut found = Extensions::default();
-    // A header that fills its cluster, or an old one that is followed by its backing name, has none.
-    while let (Ok(kind), Ok(length)) = (fields.u32(at, field), fields.u32(at + 4, field)) {
-        let (length, data) = (u64::from(length), at + 8);
-        match kind {
-            0 => break,
-            EXTENSION_BACKING_FORMAT => found.backing_format = Some(fields.text(data, length, "backing format")?),
-            EXTENSION_DATA_FILE => found.data_file = Some(fields.text(data, length, "data file name")?),
-            EXTENSION_FEATURE_NAMES => {
-                let rows = fields.slice(data, length, field)?.chunks_exact(48).filter(|row| row[0] == 0);
-                found.names.extend(rows.map(|row| {
-                    let name = row[2..].iter().take_while(|byte| (0x20..0x7f).contains(*byte));
-                    (u32::from(row[1]), name.map(|&byte| char::from(byte)).collect())
-                }));
-            }
-            _ => drop(fields.slice(data, length, field)?),
+    let backing_offset = be64(cluster, 8) as usize;
+    let end = if backing_offset == 0 { cluster.len() } else { backing_offset.min(cluster.len()) };
+    let mut position = start;
+    while position + 8 <= end {
+        let (kind, length) = (be32(cluster, position), be32(cluster, position + 4) as usize);
+        position += 8;
+        if kind == 0 {
+            break;
         }
-        at = data + length.next_multiple_of(8);
+        if length > end - position {
+            let problem = "longer than the header cluster";
+            return Err(file.header("extension length", format_args!("{length} (type {kind:#x})"), problem));
+        }
+        let data = &cluster[position..position + length];
+        match kind {
+            extension::BACKING_FORMAT => found.backing_format = Some(data.to_vec()),
+            extension::DATA_FILE => found.data_file = Some(data.to_vec()),
+            extension::FEATURE_NAMES => found.feature_names = data.to_vec(),
+            _ => {}
+        }
+        position = position.saturating_add(length.next_multiple_of(8));
     }
     Ok(found)
 }
 
-fn refuse_bits(path: &Path, incompatible: u64, extensions: &Extensions) -> Result<(), ImageError> {
-    let field = "incompatible_features";
-    if incompatible & 2 != 0 {
-        return Err(ImageError::unsupported(path, field, "has the corrupt bit: repair the image first, with qemu-img check -r"));
+fn check_features(file: &ImageFile, features: u64, names: &[u8]) -> Result<(), ImageError> {
+    let unknown = features & !incompatible::KNOWN;
+    if unknown != 0 {
+        let bit = unknown.trailing_zeros() as u8;
+        let name = names
+            .chunks_exact(48)
+            .find(|record| record[0] == 0 && record[1] == bit)
+            .map(|record| shown(record[2..].split(|byte| *byte == 0).next().unwrap_or_default()))
+            .map(|name| format!(", which the image calls {name:?}"))
+            .unwrap_or_default();
+        return Err(unsupported(file, format!("incompatible feature bit {bit}{name}"), None));
     }
-    for bit in (0..64).filter(|bit| incompatible & 1 << bit != 0) {
-        if !KNOWN_BITS.iter().any(|(known, _)| *known == bit) {
-            let name = extensions.names.iter().find(|(named, _)| *named == bit).map_or("no name given", |(_, name)| name);
-            return Err(ImageError::unsupported(path, field, format!("has bit {bit} ({name}), which this build does not know")));
-        }
+    if features & incompatible::CORRUPT != 0 {
+        let problem = "QEMU has marked this image as corrupt";
+        return Err(file.header("incompatible_features", format_args!("{features:#x}"), problem));
     }
     Ok(())
+}
+
+fn compression(file: &ImageFile, features: u64, kind: u8) -> Result<Compression, ImageError> {
+    match (features & incompatible::COMPRESSION != 0, kind) {
+        (false, 0) => Ok(Compression::Zlib),
+        (true, 1) => Ok(Compression::Zstd),
+        (flagged, kind @ 0..=1) => {
+            let problem =
+                if flagged { "but the feature bit says otherwise" } else { "without its feature bit" };
+            Err(file.header("compression_type", kind, problem))
+        }
+        (_, kind) => Err(unsupported(file, format!("compression type {kind}"), None)),
+    }
+}
+
+fn backing_name(file: &ImageFile, cluster: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
+    let (offset, length) = (be64(cluster, 8), be32(cluster, 16));
+    if offset == 0 || length == 0 {
+        return Ok(None);
+    }
+    if length > 1023 {
+        return Err(file.header("backing_file_size", length, "must not exceed 1023"));
+    }
+    let name = usize::try_from(offset)
+        .ok()
+        .and_then(|start| Some(start..start.checked_add(length as usize)?))
+        .and_then(|range| cluster.get(range));
+    match name {
+        Some(name) => Ok(Some(name.to_vec())),
+        None => Err(file.header("backing_file_offset", offset, "the name is not in the header cluster")),
+    }
+}
+
+fn unsupported(file: &ImageFile, feature: String, hint: Option<&'static str>) -> ImageError {
+    ImageError::Unsupported { path: file.path.clone(), feature, hint }
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
+}
+
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
 }

@@ -1,280 +1,352 @@
-//! One qcow2 layer: from guest addresses to places in its file.
+//! One qcow2 layer: where each guest byte of it lies.
+//!
+//! Tables are read in small blocks through the chain's bounded cache and every entry is checked each time it is
+//! used, so that a file that changes under us, or lies, can give an error but never a wild read.
 
 mod compressed;
 mod decode;
 mod header;
 
-use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use super::identity::{LayerIdentity, stat};
-use super::paths::{Allowed, Opened};
-use super::{ImageError, Place};
-use compressed::Decompressed;
-use decode::{Decoder, Entry};
+use super::cache::Key;
+use super::error::ImageError;
+use super::file::ImageFile;
+use super::layer::{Run, Shared, Source};
+use decode::Cluster;
 use header::Header;
 
-/// Bytes of L2 tables kept of one layer, at most twice.
-const L2_CACHE: usize = 1 << 20;
-/// A header's cluster is at most this long.
-const HEADER_LIMIT: u64 = 2 << 20;
-/// Subclusters of a cluster with extended L2 entries.
-const SUBCLUSTERS: u64 = 32;
+/// Bytes of one cached piece of metadata.
+const BLOCK: u64 = 16 << 10;
+/// How many tables of nothing one run may cross, so that a single step stays short.
+const EMPTY_TABLES: usize = 4096;
 
-/// Recently used L2 tables, in two generations.
-#[derive(Debug, Default)]
-struct Tables {
-    young: HashMap<u64, Arc<[u64]>>,
-    old: HashMap<u64, Arc<[u64]>>,
-    bytes: usize,
-}
-
-/// An open qcow2 image.
 #[derive(Debug)]
-pub(super) struct Qcow2Layer {
-    pub opened: Opened,
+pub(super) struct Qcow2 {
+    pub file: ImageFile,
+    /// The external data file, where the image has one.
+    pub data: Option<ImageFile>,
     header: Header,
-    decoder: Decoder,
-    /// Offsets of L2 tables; 0 is none.
-    l1: Vec<u64>,
-    data_file: Option<Opened>,
-    tables: Mutex<Tables>,
-    decompressed: Decompressed,
-    metadata_bytes: AtomicU64,
+    layer: u32,
+    shared: Arc<Shared>,
 }
 
-impl Qcow2Layer {
-    /// Reads header and L1 table and checks them.
-    pub fn open(opened: Opened) -> Result<Self, ImageError> {
-        let mut start = vec![0; opened.length.min(HEADER_LIMIT) as usize];
-        let path = opened.path.clone();
-        opened.file.read_exact_at(&mut start, 0).map_err(ImageError::io(&path, "read the header of"))?;
-        let header = Header::parse(&path, &start, opened.length)?;
-        let decoder = Decoder::new(&path, &header)?;
-        let mut layer = Self {
-            decompressed: Decompressed::new(header.cluster_bits, header.zstd),
-            opened,
-            header,
-            decoder,
-            l1: Vec::new(),
-            data_file: None,
-            tables: Mutex::default(),
-            metadata_bytes: AtomicU64::new(0),
+/// What a header says about other files; opening them is the chain's business.
+#[derive(Debug)]
+pub(super) struct References {
+    pub backing: Option<Vec<u8>>,
+    pub backing_format: Option<Vec<u8>>,
+}
+
+/// The metadata block read last, so that neighbours need no look-up in the shared cache.
+#[derive(Debug, Default)]
+struct Cursor {
+    held: Option<(u64, Arc<[u8]>)>,
+    /// Read the file itself, whatever the cache remembers.
+    fresh: bool,
+}
+
+impl Qcow2 {
+    /// Checks the header and the L1 table. `open_data` opens the external data file under its recorded name.
+    pub(super) fn open(
+        file: ImageFile,
+        layer: u32,
+        shared: Arc<Shared>,
+        open_data: impl FnOnce(&[u8]) -> Result<ImageFile, ImageError>,
+    ) -> Result<(Self, References), ImageError> {
+        let mut header = Header::read(&file)?;
+        let data = match (header.external_data, header.data_file.take()) {
+            (false, _) => None,
+            (true, Some(name)) => Some(open_data(&name)?),
+            (true, None) => {
+                let problem = "an external data file is needed and none is named";
+                return Err(file.header("data file name", "absent", problem));
+            }
         };
-        layer.read_l1()?;
-        Ok(layer)
+        let references =
+            References { backing: header.backing.take(), backing_format: header.backing_format.take() };
+        Ok((Self { file, data, header, layer, shared }, references))
     }
 
-    /// Opens the external data file, if the image has one.
-    pub fn open_data_file(&mut self, allowed: &Allowed) -> Result<(), ImageError> {
-        if self.header.has_data_file {
-            let named = self.header.data_file.as_deref().ok_or_else(|| {
-                ImageError::damaged(&self.opened.path, "data file name", "is missing, though the image has an external data file")
-            })?;
-            self.data_file = Some(allowed.open(&self.opened.path, named)?);
+    pub(super) fn virtual_size(&self) -> u64 {
+        self.header.virtual_size
+    }
+
+    /// The size of a cluster, which is also that of a decompressed one.
+    pub(super) fn cluster_size(&self) -> u64 {
+        self.header.cluster_size()
+    }
+
+    /// The most bytes that extents of plain data can add up to unless clusters are shared, which no sound image
+    /// has. `None` where the format itself rules sharing out.
+    pub(super) fn data_limit(&self) -> Option<u64> {
+        match self.data {
+            Some(_) => None,
+            None => Some(self.file.size().next_multiple_of(self.cluster_size())),
+        }
+    }
+
+    fn data_file(&self) -> &ImageFile {
+        self.data.as_ref().unwrap_or(&self.file)
+    }
+
+    /// Feeds header cluster, active L1 and active L2 tables to `hasher`, and checks the L1 table on the way:
+    /// every L2 table inside the file, none used twice, none over the header or the L1 table.
+    pub(super) fn hash_metadata(&self, hasher: &mut blake3::Hasher) -> Result<(), ImageError> {
+        let cluster_size = self.cluster_size();
+        let mut buffer = vec![0; usize::min(cluster_size as usize, self.file.size() as usize)];
+        let read = self.file.read_up_to(0, &mut buffer)?;
+        hasher.update(&buffer[..read]);
+        buffer.resize(cluster_size as usize, 0);
+        let l1_end = self.header.l1_offset + self.header.l1_entries * 8;
+        let mut cursor = Cursor { fresh: true, ..Cursor::default() };
+        let mut tables = Vec::new();
+        for index in 0..self.header.l1_entries {
+            let Some(table) = self.l2_table(&mut cursor, index)? else { continue };
+            if table < l1_end && table + cluster_size > self.header.l1_offset {
+                return Err(self.damaged_table(index, "the L2 table overlaps the L1 table"));
+            }
+            hasher.update(&index.to_le_bytes());
+            tables.push((table, index));
+        }
+        let in_order = tables.clone();
+        tables.sort_unstable();
+        if let Some(pair) = tables.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(self.damaged_table(pair[1].1, "two L1 entries use the same L2 table"));
+        }
+        for (table, _) in in_order {
+            hasher.update(&table.to_le_bytes());
+            if self.in_a_hole(table)? {
+                hasher.update(b"hole");
+                continue;
+            }
+            self.file.read_exact(table, &mut buffer)?;
+            self.shared.counters.metadata(buffer.len());
+            hasher.update(&buffer);
         }
         Ok(())
     }
 
-    /// Name and format of the layer below, as the image records them.
-    pub fn backing(&self) -> Option<(&str, Option<&str>)> {
-        Some((self.header.backing_file.as_deref()?, self.header.backing_format.as_deref()))
-    }
-
-    pub fn virtual_size(&self) -> u64 {
-        self.header.size
-    }
-
-    pub fn metadata_bytes(&self) -> u64 {
-        self.metadata_bytes.load(Ordering::Relaxed)
-    }
-
-    /// The file that holds plain clusters.
-    pub fn data(&self) -> &Opened {
-        self.data_file.as_ref().unwrap_or(&self.opened)
-    }
-
-    fn path(&self) -> &Path {
-        &self.opened.path
-    }
-
-    /// Bytes in a cluster.
-    pub fn cluster_size(&self) -> u64 {
-        1 << self.header.cluster_bits
-    }
-
-    /// Bytes of guest address space below one L2 table.
-    fn span(&self) -> u64 {
-        self.header.l2_entries() << self.header.cluster_bits
-    }
-
-    fn read_words(&self, at: u64, words: usize, field: &'static str) -> Result<Vec<u8>, ImageError> {
-        let mut bytes = vec![0; words * 8];
-        self.opened.file.read_exact_at(&mut bytes, at).map_err(|source| match source.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                ImageError::damaged(self.path(), field, format!("at {at:#x} lies past the end of the file"))
+    /// What lies at `offset` and how far it goes the same way, at most to `limit`. `offset < limit <= virtual_size`.
+    pub(super) fn run_at(&self, offset: u64, limit: u64) -> Result<Run, ImageError> {
+        let coverage = self.header.l2_coverage();
+        let mut cursor = Cursor::default();
+        let mut index = offset / coverage;
+        let Some(table) = self.l2_table(&mut cursor, index)? else {
+            for _ in 0..EMPTY_TABLES {
+                index += 1;
+                if index * coverage >= limit || self.l2_table(&mut cursor, index)?.is_some() {
+                    break;
+                }
             }
-            _ => ImageError::io(self.path(), "read")(source),
-        })?;
-        self.metadata_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(bytes)
-    }
-
-    fn read_l1(&mut self) -> Result<(), ImageError> {
-        let field = "L1 entry";
-        let bytes = self.read_words(self.header.l1_offset, self.header.l1_entries, field)?;
-        let l1 = words(&bytes)
-            .map(|word| Ok(self.decoder.l1(word).map_err(|what| ImageError::damaged(self.path(), field, what))?.unwrap_or(0)))
-            .collect::<Result<Vec<u64>, ImageError>>()?;
-        let mut sorted: Vec<u64> = l1.iter().copied().filter(|&at| at != 0).collect();
-        sorted.sort_unstable();
-        if let Some(last) = sorted.last().filter(|&&at| at > self.opened.length.saturating_sub(self.cluster_size())) {
-            return Err(ImageError::damaged(self.path(), field, format!("{last:#x} points past the end of the file")));
+            return Ok(Run { length: limit.min(index * coverage) - offset, source: Source::Unallocated });
+        };
+        let table_start = index * coverage;
+        let limit = limit.min(table_start.saturating_add(coverage));
+        let mut run = self.piece(&mut cursor, table, table_start, offset, limit)?;
+        if offset == table_start && run.source == Source::Unallocated && self.in_a_hole(table)? {
+            return Ok(Run { length: limit - offset, source: Source::Unallocated });
         }
-        // Two entries for one table would let a small file claim a disk of any size.
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ImageError::damaged(self.path(), field, format!("{:#x} is used twice", pair[0])));
-        }
-        self.l1 = l1;
-        Ok(())
-    }
-
-    fn table(&self, at: u64) -> Result<Arc<[u64]>, ImageError> {
-        {
-            let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(table) = tables.young.get(&at).or_else(|| tables.old.get(&at)) {
-                return Ok(Arc::clone(table));
-            }
-        }
-        let bytes = self.read_words(at, self.cluster_size() as usize / 8, "L2 table")?;
-        let table: Arc<[u64]> = words(&bytes).collect();
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if tables.bytes >= L2_CACHE {
-            tables.old = std::mem::take(&mut tables.young);
-            tables.bytes = 0;
-        }
-        tables.bytes += bytes.len();
-        tables.young.insert(at, Arc::clone(&table));
-        Ok(table)
-    }
-
-    /// Where the run at `offset` lies, and how long it is, at most `limit`. `offset` is below the virtual size.
-    pub fn place(&self, offset: u64, limit: u64) -> Result<(Place, u64), ImageError> {
-        let table_at = self.l1.get((offset / self.span()) as usize).copied().unwrap_or(0);
-        let rest_of_table = self.span() - offset % self.span();
-        if table_at == 0 {
-            return Ok((Place::Below, rest_of_table.min(limit)));
-        }
-        let table = self.table(table_at)?;
-        let limit = limit.min(rest_of_table);
-        let (place, mut length) = self.entry(&table, offset)?;
-        // Join what follows on, so that one read serves many clusters.
-        while length < limit && !matches!(place, Place::Compressed { .. }) {
-            let (next, more) = self.entry(&table, offset + length)?;
-            if next != place.advanced(length) {
+        while offset + run.length < limit {
+            let next = self.piece(&mut cursor, table, table_start, offset + run.length, limit)?;
+            if !run.source.continues_as(run.length, next.source) {
                 break;
             }
-            length += more;
+            run.length += next.length;
         }
-        Ok((place, length.min(limit)))
+        Ok(run)
     }
 
-    /// The run at `offset` within one cluster, or one run of its subclusters.
-    fn entry(&self, table: &[u64], offset: u64) -> Result<(Place, u64), ImageError> {
-        let cluster = self.cluster_size();
-        let (index, within) = ((offset / cluster % self.header.l2_entries()) as usize, offset % cluster);
-        let damaged = |what: String| ImageError::damaged(self.path(), "L2 entry", format!("for byte {offset}: {what}"));
-        let extended = self.header.extended_l2;
-        let word = table[if extended { 2 * index } else { index }];
-        let (host, zero, copied) = match self.decoder.l2(word, extended).map_err(damaged)? {
-            Entry::Compressed { host, length } => {
-                if self.data_file.is_some() || host >= self.opened.length {
-                    return Err(damaged(format!("compressed data at {host:#x} lies past the end of the file")));
-                }
-                return Ok((Place::Compressed { host, length, within }, cluster - within));
+    /// Fills `buf` from a run that `run_at(offset, ..)` returned; `buf` is not longer than the run.
+    pub(super) fn read_run(&self, source: Source, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        match source {
+            Source::Unallocated | Source::Zero => buf.fill(0),
+            Source::Data { host } => {
+                self.data_file().read_exact(host, buf).map_err(|error| error.at_guest(offset))?;
+                self.shared.counters.data(buf.len());
             }
-            Entry::Standard { host, zero, copied } => (host, zero, copied),
-        };
-        let allocated = host != 0 || (self.data_file.is_some() && copied);
-        if extended {
-            return self.subclusters(table[2 * index + 1], host, allocated, within).map_err(damaged);
+            Source::Compressed { host, length } => {
+                let cluster = self.decompressed(offset, host, length)?;
+                let start = (offset % self.cluster_size()) as usize;
+                buf.copy_from_slice(&cluster[start..start + buf.len()]);
+            }
         }
-        let place = match (zero, allocated) {
-            (true, _) => Place::Zero,
-            (false, false) => Place::Below,
-            (false, true) => Place::Data(self.checked(host).map_err(damaged)? + within),
-        };
-        Ok((place, cluster - within))
+        Ok(())
     }
 
-    /// An allocated cluster must begin inside its file; only the file's last one may be cut short.
-    fn checked(&self, host: u64) -> Result<u64, String> {
-        if host < self.data().length { Ok(host) } else { Err(format!("cluster {host:#x} lies past the end of the file")) }
-    }
-
-    fn subclusters(&self, bitmap: u64, host: u64, allocated: bool, within: u64) -> Result<(Place, u64), String> {
-        let (present, zero) = (bitmap as u32, (bitmap >> 32) as u32);
-        if present & zero != 0 {
-            return Err("a subcluster is both allocated and zero".into());
+    fn decompressed(&self, offset: u64, host: u64, length: u32) -> Result<Arc<[u8]>, ImageError> {
+        let key = Key { layer: self.layer, offset: host, length };
+        if let Some(cluster) = self.shared.clusters.get(key) {
+            return Ok(cluster);
         }
-        if present != 0 && !allocated {
-            return Err("subclusters are allocated in no cluster".into());
-        }
-        let size = self.cluster_size() / SUBCLUSTERS;
-        let first = within / size;
-        let kind = |at: u64| (present >> at & 1, zero >> at & 1);
-        let end = (first..SUBCLUSTERS).find(|&at| kind(at) != kind(first)).unwrap_or(SUBCLUSTERS);
-        let place = match kind(first) {
-            (1, _) => Place::Data(self.checked(host)? + within),
-            (_, 1) => Place::Zero,
-            _ => Place::Below,
-        };
-        Ok((place, end * size - within))
+        // The length is rounded up to sectors, and the last one may be cut short by the end of the file.
+        let stored = u64::from(length).min(self.file.size().saturating_sub(host));
+        let mut input = vec![0; stored as usize];
+        self.file.read_exact(host, &mut input).map_err(|error| error.at_guest(offset))?;
+        self.shared.counters.data(input.len());
+        let mut output = vec![0; self.cluster_size() as usize];
+        compressed::decompress(self.header.compression, &input, &mut output).map_err(|problem| {
+            self.file.damaged(offset, format!("the compressed cluster at file offset {host}: {problem}"))
+        })?;
+        let cluster: Arc<[u8]> = output.into();
+        self.shared.clusters.put(key, Arc::clone(&cluster));
+        Ok(cluster)
     }
 
-    /// Reads part of a compressed cluster.
-    pub fn read_compressed(&self, host: u64, length: u64, within: u64, buffer: &mut [u8]) -> Result<u64, ImageError> {
-        self.decompressed.read(&self.opened, host, length, within as usize, buffer)
-    }
-
-    /// The first byte at or after `offset` that an L2 table covers; `None` past the last.
-    pub fn next_table(&self, offset: u64) -> Option<u64> {
-        let first = (offset / self.span()) as usize;
-        let found = first + self.l1.get(first..)?.iter().position(|&at| at != 0)?;
-        Some(offset.max(found as u64 * self.span()))
-    }
-
-    /// Bytes of plain data and number of compressed clusters that the files can hold at most.
-    pub fn limits(&self) -> (u64, u64) {
-        (self.data().length.next_multiple_of(self.cluster_size()), self.opened.length / 16 + 1)
-    }
-
-    /// The file as it is now, with everything that maps the disk to it.
-    pub fn identity(&self) -> Result<LayerIdentity, ImageError> {
-        let mut hasher = blake3::Hasher::new();
-        let length = if self.opened.is_block_device {
-            self.opened.length
+    /// The part of one cluster from `offset` that has one source: up to the cluster's end, or to the end of
+    /// equal subclusters.
+    fn piece(
+        &self,
+        cursor: &mut Cursor,
+        table: u64,
+        table_start: u64,
+        offset: u64,
+        limit: u64,
+    ) -> Result<Run, ImageError> {
+        let damaged = |problem| self.file.damaged(offset, problem);
+        let cluster_size = self.cluster_size();
+        let entry =
+            table + ((offset - table_start) >> self.header.cluster_bits) * self.header.l2_entry_size();
+        let within = offset % cluster_size;
+        let start = offset - within;
+        let cluster = self.header.decoder.l2(self.word(cursor, entry)?).map_err(damaged)?;
+        let (source, end) = if self.header.extended {
+            let bitmap = self.word(cursor, entry + 8)?;
+            subclusters(cluster, bitmap, within, cluster_size).map_err(damaged)?
         } else {
-            self.opened.file.metadata().map_err(ImageError::io(self.path(), "look at"))?.len()
+            (source_of(cluster, within), cluster_size)
         };
-        let mut start = vec![0; length.min(self.cluster_size()) as usize];
-        self.opened.file.read_exact_at(&mut start, 0).map_err(ImageError::io(self.path(), "read"))?;
-        hasher.update(&start);
-        hasher.update(&self.read_words(self.header.l1_offset, self.header.l1_entries, "L1 table")?);
-        for &at in self.l1.iter().filter(|&&at| at != 0) {
-            hasher.update(&self.read_words(at, self.cluster_size() as usize / 8, "L2 table")?);
+        let run = Run { length: (end - within).min(limit - offset), source };
+        match source {
+            // The rest of the subcluster must be there too, unless the disk ends before it.
+            Source::Data { host } => self.check_data(host, start, within, end, offset)?,
+            Source::Compressed { .. } if self.data.is_some() => {
+                return Err(damaged("a compressed cluster in an image with an external data file".into()));
+            }
+            Source::Compressed { host, .. } if host < cluster_size || host >= self.file.size() => {
+                let problem = format!("a compressed cluster at file offset {host}, outside the file's data");
+                return Err(damaged(problem));
+            }
+            _ => {}
         }
-        if let Some(data) = &self.data_file {
-            let state = stat(&data.path, &data.file, data.length, [0; 32])?;
-            hasher.update(format!("{state:?}").as_bytes());
+        Ok(run)
+    }
+
+    fn check_data(
+        &self,
+        host: u64,
+        start: u64,
+        within: u64,
+        end: u64,
+        offset: u64,
+    ) -> Result<(), ImageError> {
+        let file = self.data_file();
+        let needed = end.min(self.virtual_size() - start) - within;
+        if host + needed > file.size() {
+            let problem = format!(
+                "its data at file offset {host} lies beyond the end of {} ({} bytes)",
+                file.path.display(),
+                file.size()
+            );
+            return Err(self.file.damaged(offset, problem));
         }
-        stat(self.path(), &self.opened.file, length, *hasher.finalize().as_bytes())
+        if self.data.is_some() && host != offset {
+            let problem =
+                format!("its place in the external data file is {host}, it must be the guest offset");
+            return Err(self.file.damaged(offset, problem));
+        }
+        Ok(())
+    }
+
+    /// The offset of the L2 table that L1 entry `index` names, checked.
+    fn l2_table(&self, cursor: &mut Cursor, index: u64) -> Result<Option<u64>, ImageError> {
+        let raw = self.word(cursor, self.header.l1_offset + index * 8)?;
+        let table = self.header.decoder.l1(raw).map_err(|problem| self.damaged_table(index, problem))?;
+        match table {
+            Some(offset) if offset + self.cluster_size() > self.file.size() => {
+                let problem = format!("its L2 table at file offset {offset} lies beyond the end of the file");
+                Err(self.damaged_table(index, problem))
+            }
+            table => Ok(table),
+        }
+    }
+
+    fn damaged_table(&self, index: u64, problem: impl Into<String>) -> ImageError {
+        self.file.damaged(index.saturating_mul(self.header.l2_coverage()), problem)
+    }
+
+    /// Whether the whole table is a hole of the file: all zero, nothing to read.
+    fn in_a_hole(&self, table: u64) -> Result<bool, ImageError> {
+        Ok(self.file.next_data(table)?.is_none_or(|data| data >= table + self.cluster_size()))
+    }
+
+    /// One big-endian word of metadata at a file offset that is a multiple of 8.
+    fn word(&self, cursor: &mut Cursor, offset: u64) -> Result<u64, ImageError> {
+        let start = offset - offset % BLOCK;
+        if cursor.held.as_ref().is_none_or(|(held, _)| *held != start) {
+            cursor.held = Some((start, self.block(start, cursor.fresh)?));
+        }
+        let at = (offset - start) as usize;
+        let word = cursor.held.as_ref().and_then(|(_, block)| block.get(at..at + 8)?.try_into().ok());
+        word.map(u64::from_be_bytes).ok_or_else(|| ImageError::Changed {
+            path: self.file.path.clone(),
+            what: "it became shorter than its tables",
+        })
+    }
+
+    fn block(&self, start: u64, fresh: bool) -> Result<Arc<[u8]>, ImageError> {
+        let key = Key { layer: self.layer, offset: start, length: 0 };
+        if let Some(block) = self.shared.metadata.get(key).filter(|_| !fresh) {
+            return Ok(block);
+        }
+        let mut bytes = vec![0; BLOCK as usize];
+        let read = self.file.read_up_to(start, &mut bytes)?;
+        self.shared.counters.metadata(read);
+        bytes.truncate(read);
+        let block: Arc<[u8]> = bytes.into();
+        self.shared.metadata.put(key, Arc::clone(&block));
+        Ok(block)
     }
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word))
+fn source_of(cluster: Cluster, within: u64) -> Source {
+    match cluster {
+        Cluster::Unallocated => Source::Unallocated,
+        Cluster::Zero => Source::Zero,
+        Cluster::Data { host } => Source::Data { host: host + within },
+        Cluster::Compressed { host, length } => Source::Compressed { host, length },
+    }
+}
+
+/// Finds which of a cluster's 32 subclusters from `within` on are alike; returns their source and where they end.
+///
+/// The bitmap's low half says which are allocated, its high half which read as zeros.
+fn subclusters(
+    cluster: Cluster,
+    bitmap: u64,
+    within: u64,
+    cluster_size: u64,
+) -> Result<(Source, u64), String> {
+    let (allocated, zero) = (bitmap as u32, (bitmap >> 32) as u32);
+    let host = match cluster {
+        Cluster::Compressed { .. } if bitmap != 0 => {
+            return Err(format!("a compressed cluster has the subcluster bitmap {bitmap:#x}"));
+        }
+        Cluster::Compressed { .. } => return Ok((source_of(cluster, within), cluster_size)),
+        Cluster::Data { host } => Some(host),
+        Cluster::Zero | Cluster::Unallocated => None,
+    };
+    if allocated & zero != 0 || (host.is_none() && allocated != 0) {
+        return Err(format!("the subcluster bitmap {bitmap:#x} contradicts itself or its cluster"));
+    }
+    let kind = |index: u64| (allocated >> index & 1, zero >> index & 1);
+    let size = cluster_size / 32;
+    let first = within / size;
+    let count = (first..32).take_while(|index| kind(*index) == kind(first)).count() as u64;
+    let source = match (kind(first), host) {
+        ((_, 1), _) => Source::Zero,
+        ((1, _), Some(host)) => Source::Data { host: host + within },
+        _ => Source::Unallocated,
+    };
+    Ok((source, (first + count) * size))
 }
