@@ -70,7 +70,10 @@ pub(super) fn work(
         match job {
             Err(_) => return,
             Ok(Job::Decode { read, bytes, header, window, reply }) => {
-                let _ = reply.send(worker.decode(&read, &bytes, &header, &window));
+                let outcome = worker.decode(&read, &bytes, &header, &window);
+                // The reply allows another read: these bytes must be gone by then.
+                drop(bytes);
+                let _ = reply.send(outcome);
             }
             Ok(Job::Zeros { window, reply }) => {
                 let _ = reply.send(worker.zeros(&window.window.zeros));

@@ -80,8 +80,8 @@ impl std::ops::AddAssign for RestoreStatistics {
 
 /// Gives the disk with this root to `output`, which the caller then finishes. Every node and chunk is verified on the way.
 ///
-/// Blocks, and must not be called from an asynchronous task. Memory stays below about 100 MiB, or 200 MiB for an output that
-/// needs ascending order, whatever the disk's size.
+/// Blocks, and must not be called from an asynchronous task. Memory does not grow with the disk: 8 MiB for each of
+/// [`RestoreOptions::reads`], for an output that needs ascending order six windows of 16 MiB, and a few MiB for maps.
 ///
 /// # Errors
 /// [`RestoreError::Data`] for the first chunk of which no copy is good, [`RestoreError::Store`] for a damaged tree, a

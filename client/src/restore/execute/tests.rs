@@ -131,6 +131,18 @@ fn repeated_chunks_are_read_once_in_a_window() {
 }
 
 #[test]
+fn reads_in_flight_bound_the_memory() {
+    let disk = disk_of(&mut Numbers(4), 60 << 20);
+    let mut memory = Memory::new();
+    let root = memory.store(&disk);
+    to_file(&memory, root).unwrap();
+    let most = memory.lent.most.load(Ordering::Relaxed);
+    // A read and a header each; packs here are shorter than the longest read.
+    let bound = options().reads as u64 * (memory.longest_pack() + 160);
+    assert!(most > 0 && most <= bound && bound < memory.stored_bytes(), "{most} bytes, bound {bound}");
+}
+
+#[test]
 fn a_good_copy_replaces_a_bad_one() {
     let disk = disk_of(&mut Numbers(5), 9 << 20);
     for injury in [Memory::flip_every_frame, Memory::truncate, Memory::remove, Memory::flip_header] {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -36,12 +37,42 @@ impl Progress for Counted {
     fn notice(&self, _text: &str) {}
 }
 
+/// Bytes of packs that were read and not yet dropped: now, and at most.
+#[derive(Default)]
+pub(super) struct Lent {
+    now: AtomicU64,
+    pub(super) most: AtomicU64,
+}
+
+struct Loan(Vec<u8>, Arc<Lent>);
+
+impl AsRef<[u8]> for Loan {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.1.now.fetch_sub(self.0.len() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Lent {
+    fn lend(self: &Arc<Self>, bytes: &[u8]) -> Bytes {
+        let now = self.now.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Bytes::from_owner(Loan(bytes.to_vec(), Arc::clone(self)))
+    }
+}
+
 pub(super) struct Memory {
     pub(super) key: RestoreKey,
     pub(super) cancel: AtomicBool,
     pub(super) progress: Counted,
     pub(super) places: BTreeMap<ChunkId, Vec<Location>>,
     pub(super) nodes_read: AtomicU64,
+    pub(super) lent: Arc<Lent>,
     repository: RepositoryId,
     packs: BTreeMap<PackName, Vec<u8>>,
     nodes: HashMap<NodeId, Vec<u8>>,
@@ -84,6 +115,7 @@ impl Memory {
             progress: Counted::default(),
             places: BTreeMap::new(),
             nodes_read: AtomicU64::new(0),
+            lent: Arc::default(),
             repository: RepositoryId::random(),
             packs: BTreeMap::new(),
             nodes: HashMap::new(),
@@ -208,6 +240,16 @@ impl Memory {
         self.packs.keys().copied().collect()
     }
 
+    /// Bytes of the longest pack.
+    pub(super) fn longest_pack(&self) -> u64 {
+        self.packs.values().map(Vec::len).max().unwrap_or_default() as u64
+    }
+
+    /// Bytes of all packs.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        self.packs.values().map(Vec::len).sum::<usize>() as u64
+    }
+
     pub(super) fn some_chunk(&self) -> (ChunkId, Location) {
         self.places.iter().next().map(|(id, places)| (*id, places[0])).unwrap()
     }
@@ -260,7 +302,7 @@ impl Authority for Memory {
         let pack = self.packs.get(&name).ok_or_else(|| Error::Missing { object: format!("pack {name}") })?;
         let bytes = pack.get(range.start as usize..range.end as usize);
         bytes
-            .map(Bytes::copy_from_slice)
+            .map(|bytes| self.lent.lend(bytes))
             .ok_or_else(|| Error::damaged(format!("pack {name}"), "it is cut off"))
     }
 
