@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::catalog::{Catalog, PackRecord};
 use crate::id::{PackName, RepositoryId, Root};
 use crate::names::{self, ObjectName};
-use crate::pack::{self, PackId, PackKind, Parsed};
+use crate::pack::{self, Entry, PackId, PackKind, Parsed};
 use crate::snapshot::Snapshot;
 use crate::{Error, Result};
 
@@ -98,16 +98,37 @@ pub(super) async fn adopt(backend: &Backend, catalog: &Catalog, id: RepositoryId
     Ok(())
 }
 
-/// Reads a pack's trailer.
+/// What a pack holds: by its trailer, or by its frames if the trailer is damaged.
 async fn read_record(backend: &Backend, pack: PackId, size: u64) -> Result<PackRecord> {
+    let entries = match read_trailer(backend, pack, size).await {
+        Err(Error::Damaged { object, what }) => {
+            tracing::warn!("{object} is damaged: {what}; reading its frames instead");
+            walk(&pack, &backend.get(&pack.to_string()).await?)
+        }
+        other => other?,
+    };
+    Ok(PackRecord { name: pack.name, kind: pack.kind, size, entries })
+}
+
+/// The frames that can still be told. None, if the header is damaged too: the pack is known all the same, so that a check
+/// reports it.
+fn walk(pack: &PackId, bytes: &[u8]) -> Vec<Entry> {
+    match pack::parse_header(pack, bytes) {
+        Ok(Parsed::Whole(header)) => {
+            let frames = pack::walk_frames(pack, header.length() as u32, bytes).frames;
+            frames.iter().map(pack::FrameRef::entry).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+async fn read_trailer(backend: &Backend, pack: PackId, size: u64) -> Result<Vec<Entry>> {
     let name = pack.to_string();
     let mut length = TAIL;
     loop {
         let tail = backend.get_range(&name, size.saturating_sub(length)..size).await?;
         match pack::parse_trailer(&pack, size, &tail)? {
-            Parsed::Whole((_, entries)) => {
-                return Ok(PackRecord { name: pack.name, kind: pack.kind, size, entries });
-            }
+            Parsed::Whole((_, entries)) => return Ok(entries),
             Parsed::Needs(needed) if needed as u64 > length => length = needed as u64,
             Parsed::Needs(_) => return Err(Error::damaged(name, "its trailer does not fit")),
         }
