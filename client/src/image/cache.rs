@@ -21,23 +21,25 @@ struct Slot {
 #[derive(Debug, Default)]
 struct Shard {
     clock: u64,
+    bytes: usize,
     slots: Vec<Slot>,
 }
 
-/// Least-recently-used blocks in independently locked shards. At most `blocks` of them, roughly.
+/// Least-recently-used blocks in independently locked shards, bounded in number and in bytes.
 #[derive(Debug)]
 pub(super) struct BlockCache {
     shards: Vec<Mutex<Shard>>,
-    slots: usize,
+    bytes_per_shard: usize,
 }
 
+/// Blocks in one shard: few enough to search one by one.
 const SLOTS: usize = 16;
 
 impl BlockCache {
-    /// A cache of at least `blocks` blocks, rounded up to whole shards.
-    pub(super) fn new(blocks: usize) -> Self {
-        let shards = blocks.div_ceil(SLOTS).clamp(1, 64);
-        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), slots: blocks.clamp(1, SLOTS) }
+    /// A cache of at most `shards` times 16 blocks and about `bytes` in all.
+    pub(super) fn new(shards: usize, bytes: usize) -> Self {
+        let shards = shards.max(1);
+        Self { bytes_per_shard: bytes / shards, shards: (0..shards).map(|_| Mutex::default()).collect() }
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Arc<[u8]>> {
@@ -51,15 +53,16 @@ impl BlockCache {
 
     pub(super) fn put(&self, key: Key, block: Arc<[u8]>) {
         let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let shard = &mut *shard;
         shard.clock += 1;
-        let slot = Slot { key, used: shard.clock, block };
-        if let Some(same) = shard.slots.iter_mut().find(|old| old.key == key) {
-            *same = slot;
-        } else if shard.slots.len() < self.slots {
-            shard.slots.push(slot);
-        } else if let Some(oldest) = shard.slots.iter_mut().min_by_key(|old| old.used) {
-            *oldest = slot;
+        shard.slots.retain(|slot| slot.key != key);
+        shard.bytes = shard.slots.iter().map(|slot| slot.block.len()).sum::<usize>() + block.len();
+        while shard.slots.len() >= SLOTS || (shard.bytes > self.bytes_per_shard && !shard.slots.is_empty()) {
+            let oldest = shard.slots.iter().enumerate().min_by_key(|(_, slot)| slot.used);
+            let Some((index, _)) = oldest else { break };
+            shard.bytes -= shard.slots.swap_remove(index).block.len();
         }
+        shard.slots.push(Slot { key, used: shard.clock, block });
     }
 
     fn shard(&self, key: Key) -> &Mutex<Shard> {
@@ -72,15 +75,18 @@ impl BlockCache {
 mod tests {
     use super::*;
 
-    #[test]
-    fn keeps_what_is_used_and_stays_bounded() {
-        let cache = BlockCache::new(4);
+    fn fill(cache: &BlockCache, size: usize) -> usize {
         let key = |offset| Key { layer: 0, offset, length: 1 };
         for offset in 0..100 {
-            cache.put(key(offset), Arc::from([offset as u8].as_slice()));
+            cache.put(key(offset), vec![offset as u8; size].into());
             assert!(cache.get(key(0)).is_some(), "the block used last was dropped");
         }
-        let kept = (0..100).filter(|offset| cache.get(key(*offset)).is_some()).count();
-        assert_eq!(kept, 4);
+        (0..100).filter(|offset| cache.get(key(*offset)).is_some()).count()
+    }
+
+    #[test]
+    fn keeps_what_is_used_and_stays_bounded() {
+        assert_eq!(fill(&BlockCache::new(1, 1 << 20), 10), SLOTS);
+        assert_eq!(fill(&BlockCache::new(1, 1000), 250), 4);
     }
 }

@@ -15,10 +15,10 @@ use super::{Extent, ExtentKind, Format, OpenOptions};
 
 /// No chain is deeper than this, whatever the caller allows: reads recurse through the layers.
 const DEEPEST: usize = 256;
-/// 1,024 blocks of 16 KiB.
-const METADATA_BLOCKS: usize = 1024;
-/// 16 clusters of the largest size: 32 MiB.
-const CLUSTERS: usize = 16;
+/// For blocks of 16 KiB: 64 shards of 16 blocks.
+const METADATA_CACHE: (usize, usize) = (64, 16 << 20);
+/// For decompressed clusters: 4 shards of up to 16 clusters.
+const CLUSTER_CACHE: (usize, usize) = (4, 32 << 20);
 
 /// A chain of image files, opened read-only and checked. Layer 0 is the base.
 ///
@@ -42,8 +42,8 @@ impl Chain {
         };
         let allowed = AllowedDirs::new(path, &options.allow_dirs)?;
         let shared = Arc::new(Shared {
-            metadata: BlockCache::new(METADATA_BLOCKS),
-            clusters: BlockCache::new(CLUSTERS),
+            metadata: BlockCache::new(METADATA_CACHE.0, METADATA_CACHE.1),
+            clusters: BlockCache::new(CLUSTER_CACHE.0, CLUSTER_CACHE.1),
             counters: Counters::default(),
         });
         let limit = options.max_depth.clamp(1, DEEPEST);

@@ -7,7 +7,8 @@ mod compressed;
 mod decode;
 mod header;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::Key;
 use super::error::ImageError;
@@ -29,6 +30,8 @@ pub(super) struct Qcow2 {
     header: Header,
     layer: u32,
     shared: Arc<Shared>,
+    /// The hole of the file that was found last.
+    hole: Mutex<Range<u64>>,
 }
 
 /// What a header says about other files; opening them is the chain's business.
@@ -65,7 +68,7 @@ impl Qcow2 {
         };
         let references =
             References { backing: header.backing.take(), backing_format: header.backing_format.take() };
-        Ok((Self { file, data, header, layer, shared }, references))
+        Ok((Self { file, data, header, layer, shared, hole: Mutex::default() }, references))
     }
 
     pub(super) fn virtual_size(&self) -> u64 {
@@ -107,16 +110,17 @@ impl Qcow2 {
                 return Err(self.damaged_table(index, "the L2 table overlaps the L1 table"));
             }
             hasher.update(&index.to_le_bytes());
+            hasher.update(&table.to_le_bytes());
             tables.push((table, index));
         }
-        let in_order = tables.clone();
+        // In file order, so that the disk reads ahead.
         tables.sort_unstable();
         if let Some(pair) = tables.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(self.damaged_table(pair[1].1, "two L1 entries use the same L2 table"));
         }
-        for (table, _) in in_order {
-            hasher.update(&table.to_le_bytes());
-            if self.in_a_hole(table)? {
+        let mut hole = 0..0;
+        for (table, _) in tables {
+            if self.in_a_hole(table, &mut hole)? {
                 hasher.update(b"hole");
                 continue;
             }
@@ -143,10 +147,10 @@ impl Qcow2 {
         };
         let table_start = index * coverage;
         let limit = limit.min(table_start.saturating_add(coverage));
-        let mut run = self.piece(&mut cursor, table, table_start, offset, limit)?;
-        if offset == table_start && run.source == Source::Unallocated && self.in_a_hole(table)? {
+        if offset == table_start && self.in_known_hole(table)? {
             return Ok(Run { length: limit - offset, source: Source::Unallocated });
         }
+        let mut run = self.piece(&mut cursor, table, table_start, offset, limit)?;
         while offset + run.length < limit {
             let next = self.piece(&mut cursor, table, table_start, offset + run.length, limit)?;
             if !run.source.continues_as(run.length, next.source) {
@@ -275,9 +279,18 @@ impl Qcow2 {
         self.file.damaged(index.saturating_mul(self.header.l2_coverage()), problem)
     }
 
-    /// Whether the whole table is a hole of the file: all zero, nothing to read.
-    fn in_a_hole(&self, table: u64) -> Result<bool, ImageError> {
-        Ok(self.file.next_data(table)?.is_none_or(|data| data >= table + self.cluster_size()))
+    /// Whether the whole table is a hole of the file: all zero, nothing to read. `hole` is the hole found last: a
+    /// sparse file that claims millions of tables must not cost a system call for each.
+    fn in_a_hole(&self, table: u64, hole: &mut Range<u64>) -> Result<bool, ImageError> {
+        let end = table + self.cluster_size();
+        if !(hole.start <= table && end <= hole.end) {
+            *hole = table..self.file.next_data(table)?.unwrap_or(u64::MAX);
+        }
+        Ok(end <= hole.end)
+    }
+
+    fn in_known_hole(&self, table: u64) -> Result<bool, ImageError> {
+        self.in_a_hole(table, &mut self.hole.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// One big-endian word of metadata at a file offset that is a multiple of 8.
