@@ -80,7 +80,8 @@ impl Underlay {
     pub fn json<const N: usize>(&self, arguments: [&str; N]) -> Result<Value> {
         let mut command = self.command(arguments);
         let answer = run_command(command.arg("--json"))?;
-        serde_json::from_str(&answer).map_err(|error| Error::new(format!("{command:?} answered {answer:?}: {error}")))
+        serde_json::from_str(&answer)
+            .map_err(|error| Error::new(format!("{command:?} answered {answer:?}: {error}")))
     }
 
     /// Backs up one image; the answer of `--json`.
@@ -98,6 +99,9 @@ impl Underlay {
 /// The program under test, built beside the test that asks.
 fn program() -> Result<PathBuf> {
     let test = std::env::current_exe().map_err(|error| Error::new(error.to_string()))?;
-    let program = test.ancestors().skip(2).map(|folder| folder.join("underlay")).find(|program| program.is_file());
-    program.ok_or_else(|| Error::new("there is no `underlay` beside the tests: run `cargo build --workspace` first"))
+    let program =
+        test.ancestors().skip(2).map(|folder| folder.join("underlay")).find(|program| program.is_file());
+    program.ok_or_else(|| {
+        Error::new("there is no `underlay` beside the tests: run `cargo build --workspace` first")
+    })
 }

@@ -58,7 +58,9 @@ fn read_back(lab: &Lab, folder: &Path, state: &Path) -> Result<Vec<u8>, String> 
     let stored = lab.runtime.block_on(repository.snapshots()).map_err(|error| text(&error))?;
     let mut disk = Vec::new();
     for document in stored {
-        let Some(ObjectName::Snapshot(id)) = ObjectName::parse(&document.name) else { panic!("{}", document.name) };
+        let Some(ObjectName::Snapshot(id)) = ObjectName::parse(&document.name) else {
+            panic!("{}", document.name)
+        };
         let snapshot = Snapshot::open(&id, &lab.descriptor.repository, &document.bytes, lab.key.backup())
             .map_err(|error| text(&error))?;
         let root = snapshot.disks[0].root;
@@ -72,7 +74,8 @@ fn read_back(lab: &Lab, folder: &Path, state: &Path) -> Result<Vec<u8>, String> 
         };
         disk.clear();
         let output = StreamOutput::new(&mut disk, "memory", root.size);
-        restore::restore(&environment, root, &output, &RestoreOptions::default()).map_err(|error| text(&error))?;
+        restore::restore(&environment, root, &output, &RestoreOptions::default())
+            .map_err(|error| text(&error))?;
         Box::new(output).finish().map_err(|error| text(&error))?;
     }
     Ok(disk)
@@ -124,7 +127,10 @@ fn a_flipped_bit_is_reported_and_never_returned() {
             let options = CheckOptions { scrub: true };
             let report = lab.runtime.block_on(lab.repository.check(&options, &Silent)).unwrap();
             if !name.starts_with("claims/") && name != "underlay.json" {
-                assert!(report.findings.iter().any(|finding| finding.object == *name), "{name}, bit {bit}: {report:?}");
+                assert!(
+                    report.findings.iter().any(|finding| finding.object == *name),
+                    "{name}, bit {bit}: {report:?}"
+                );
             }
         }
         fs::write(path, Bytes::from(sound)).unwrap();

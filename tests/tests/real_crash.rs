@@ -61,7 +61,10 @@ fn kills_at_fifty_moments_lose_nothing_and_repeat_nothing() {
         let listed = underlay.json(["list"]).unwrap();
         let count = listed.as_array().unwrap().len();
         // A commit that was killed after its snapshot was stored may be listed later: it is whole.
-        assert!(count >= acknowledged && count <= acknowledged + 1, "moment {moment}: {count} snapshots, {acknowledged} acknowledged");
+        assert!(
+            count >= acknowledged && count <= acknowledged + 1,
+            "moment {moment}: {count} snapshots, {acknowledged} acknowledged"
+        );
         acknowledged = count;
         let began = Instant::now();
         let next = underlay.json(["backup", "--vm", "vm", image.to_str().unwrap()]).unwrap();

@@ -12,12 +12,16 @@ use underlay_tests::qemu::{Format, Guest, Writes};
 use underlay_tests::s3::S3Server;
 
 fn compare(a: &Path, a_format: &str, b: &Path, b_format: &str) {
-    run("qemu-img", ["compare", "-f", a_format, "-F", b_format, a.to_str().unwrap(), b.to_str().unwrap()]).unwrap();
+    run("qemu-img", ["compare", "-f", a_format, "-F", b_format, a.to_str().unwrap(), b.to_str().unwrap()])
+        .unwrap();
 }
 
 fn overlay(base: &Path, path: &Path, writes: &str) {
-    run("qemu-img", ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.to_str().unwrap(), path.to_str().unwrap()])
-        .unwrap();
+    run(
+        "qemu-img",
+        ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.to_str().unwrap(), path.to_str().unwrap()],
+    )
+    .unwrap();
     run("qemu-io", ["-f", "qcow2", path.to_str().unwrap(), "-c", writes]).unwrap();
 }
 
@@ -27,7 +31,8 @@ fn base(folder: &Path) -> PathBuf {
     std::fs::create_dir(&content).unwrap();
     run("cp", ["-r", "/usr/share/doc", content.to_str().unwrap()]).unwrap();
     let raw = folder.join("base.raw");
-    run("mke2fs", ["-q", "-t", "ext4", "-d", content.to_str().unwrap(), raw.to_str().unwrap(), "300M"]).unwrap();
+    run("mke2fs", ["-q", "-t", "ext4", "-d", content.to_str().unwrap(), raw.to_str().unwrap(), "300M"])
+        .unwrap();
     run("qemu-img", ["convert", "-O", "qcow2", raw.to_str().unwrap(), base.to_str().unwrap()]).unwrap();
     base
 }
@@ -97,7 +102,16 @@ fn guest_boots_from_what_was_restored() {
     let base = guest::image().unwrap();
     let base_folder = base.parent().unwrap().to_str().unwrap();
     underlay
-        .json(["backup", "--vm", "guest", "--format", "qcow2", "--allow-dir", base_folder, image.to_str().unwrap()])
+        .json([
+            "backup",
+            "--vm",
+            "guest",
+            "--format",
+            "qcow2",
+            "--allow-dir",
+            base_folder,
+            image.to_str().unwrap(),
+        ])
         .unwrap();
     std::fs::remove_dir_all(&here).unwrap();
     for (name, format) in [("restored.qcow2", Format::Qcow2), ("restored.raw", Format::Raw)] {

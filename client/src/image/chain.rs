@@ -54,6 +54,7 @@ impl Chain {
             if !seen.insert((file.stat.device, file.stat.inode)) {
                 return Err(ImageError::Loop { path: file.path });
             }
+            file.refuse_if_written()?;
             if layers.len() == limit {
                 return Err(ImageError::TooDeep { path: path.to_owned(), limit });
             }

@@ -68,6 +68,9 @@ pub enum ImageError {
     /// The file is not what it was when the chain was opened.
     #[error("{}: changed while it was being read ({what})", path.display())]
     Changed { path: PathBuf, what: &'static str },
+    /// A running machine or an image tool writes to the file.
+    #[error("{}: in use, another process has it open for writing", path.display())]
+    InUse { path: PathBuf },
 
     /// The caller asked for a layer that the chain does not have.
     #[error("{}: the chain has {layers} layers, there is no layer {index}", path.display())]
@@ -95,6 +98,10 @@ impl ImageError {
             Self::Damaged { path, .. } | Self::Header { path, .. } => {
                 Some(format!("look at it with: qemu-img check -f qcow2 {:?}", path.display().to_string()))
             }
+            Self::InUse { .. } => Some(
+                "stop the machine, or freeze its disk with an external snapshot and back up the frozen file"
+                    .into(),
+            ),
             Self::Changed { .. } => {
                 Some("only back up layers that nobody writes; run the backup again".into())
             }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rustix::fs::SeekFrom;
 
 use super::error::ImageError;
+use super::in_use;
 
 /// How much was read from the files of a chain since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,6 +75,15 @@ impl ImageFile {
         let mut this = Self { path, file, block_device, stat: stat_of(&metadata, metadata.len()) };
         this.stat = this.restat()?;
         Ok(this)
+    }
+
+    /// Fails if a virtual machine or an image tool has the file open for writing.
+    pub(super) fn refuse_if_written(&self) -> Result<(), ImageError> {
+        match in_use::has_writer(&self.file) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(ImageError::InUse { path: self.path.clone() }),
+            Err(source) => Err(io_error(&self.path, "ask for locks on", source)),
+        }
     }
 
     /// Bytes in the file, or of the block device, when it was opened.

@@ -14,6 +14,7 @@ mod cache;
 mod chain;
 mod error;
 mod file;
+mod in_use;
 mod layer;
 mod paths;
 mod qcow2;

@@ -44,7 +44,10 @@ impl Descriptor {
         if public != key.public_key() {
             return Err(Error::Key {
                 object: "the key at hand".into(),
-                reason: format!("its public key is {}, underlay.json has {public}: the key is another repository's, or underlay.json is damaged", key.public_key()),
+                reason: format!(
+                    "its public key is {}, underlay.json has {public}: the key is another repository's, or underlay.json is damaged",
+                    key.public_key()
+                ),
             });
         }
         document::open(DESCRIPTOR, KIND, bytes, &key.document_key(KIND))
