@@ -1,6 +1,7 @@
 //! The underlay client: reads VM disks, backs them up to a repository, restores them.
 
 pub mod backup;
+pub mod cli;
 pub mod image;
 pub mod restore;
 pub mod state;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `underlay`.
+
+fn main() -> std::process::ExitCode {
+    underlay_client::cli::main()
+}

@@ -1,0 +1,181 @@
+//! `underlay backup`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use underlay_store::repository::Access;
+use underlay_store::snapshot::{Consistency, PrivateImage, PrivateMetadata};
+
+use super::App;
+use super::report::Failure;
+use super::text::size;
+use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
+use crate::image::{Chain, Format, OpenOptions};
+use crate::state::{Memos, state_directory};
+
+/// Back up a virtual machine's disks.
+///
+/// The images must not be written meanwhile: stop the machine, or freeze its disks with an external snapshot and give the
+/// frozen files. Layers that were read before and have not changed since are not read again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  underlay backup --vm web /vm/web.qcow2\n  \
+                        underlay backup --vm db vda=/vm/db.qcow2 vdb=/vm/db-data.raw\n  \
+                        underlay backup --vm web --allow-dir /vm/base /vm/web.qcow2")]
+pub(super) struct Backup {
+    /// The machine's name in the repository
+    #[arg(long, value_name = "NAME")]
+    vm: String,
+    /// Its disks, as PATH or DISK=PATH; without names they are vda, vdb, …
+    #[arg(required = true, value_name = "[DISK=]IMAGE")]
+    images: Vec<String>,
+    /// Format of the images; without it, by their endings .qcow2 and .raw, never by their content
+    #[arg(long, value_enum)]
+    format: Option<ImageFormat>,
+    /// A directory in which files named inside images may lie, besides the image's own
+    #[arg(long, value_name = "DIR")]
+    allow_dir: Vec<PathBuf>,
+    /// zstd level, 1 (fast) to 19 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    compression: i32,
+    /// Do not decode every chunk again before it is uploaded: faster, and blind to bad memory
+    #[arg(long)]
+    no_encode_check: bool,
+    /// Read every layer, whatever is known of it
+    #[arg(long)]
+    no_memo: bool,
+    /// Become the repository's owner, though another host is. Only if that host is gone for good
+    #[arg(long)]
+    take_over: bool,
+}
+
+/// Formats that can be backed up.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ImageFormat {
+    /// The disk's bytes, nothing else
+    Raw,
+    /// QEMU copy-on-write
+    Qcow2,
+}
+
+impl Backup {
+    pub fn run(self, app: &App) -> Result<(), Failure> {
+        let job = self.job()?;
+        let opened = app.open(if self.take_over { Access::TakeOver } else { Access::Write })?;
+        let memos = Memos::new(&state_directory(), opened.descriptor.repository);
+        if self.no_memo {
+            memos.clear().map_err(crate::backup::BackupError::from)?;
+        }
+        let environment = Environment {
+            authority: opened.authority,
+            descriptor: &opened.descriptor,
+            key: opened.key.backup(),
+            memos: &memos,
+            runtime: app.runtime.handle().clone(),
+            progress: &app.progress,
+            cancel: &app.cancel,
+        };
+        let options = BackupOptions {
+            compression: self.compression,
+            verify_encoding: !self.no_encode_check,
+            ..BackupOptions::default()
+        };
+        let outcome = backup(&environment, job, &options)?;
+        app.progress.finish();
+        tell(app, &outcome)
+    }
+
+    fn job(&self) -> Result<Job, Failure> {
+        let options = OpenOptions {
+            format: self.format.map(|format| match format {
+                ImageFormat::Raw => Format::Raw,
+                ImageFormat::Qcow2 => Format::Qcow2,
+            }),
+            allow_dirs: self.allow_dir.clone(),
+            ..OpenOptions::default()
+        };
+        let mut named: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for (at, image) in self.images.iter().enumerate() {
+            let (name, path) = disk(image, at);
+            if named.insert(name.clone(), path).is_some() {
+                return Err(Failure::usage(format!("two disks are called {name}")));
+            }
+        }
+        let mut disks = Vec::new();
+        let mut images = Vec::new();
+        for (name, path) in named {
+            let chain = Chain::open(&path, &options)?;
+            let top = chain.layer(chain.len() - 1);
+            images.push(PrivateImage {
+                disk: name.clone(),
+                path: top.path().display().to_string(),
+                format: format!("{:?}", top.format()).to_lowercase(),
+            });
+            disks.push(DiskSource { name, chain });
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        let private = PrivateMetadata { host, images, ..PrivateMetadata::default() };
+        Ok(Job { vm: self.vm.clone(), disks, consistency: Consistency::Offline, private })
+    }
+}
+
+/// Splits `[DISK=]PATH`. What exists as it stands is a path, whatever it contains.
+fn disk(image: &str, at: usize) -> (String, PathBuf) {
+    match image.split_once('=') {
+        Some((name, path)) if !name.contains('/') && !Path::new(image).exists() => {
+            (name.to_owned(), path.into())
+        }
+        _ => (disk_name(at), image.into()),
+    }
+}
+
+/// vda, vdb, … vdz, vdaa, …
+fn disk_name(mut at: usize) -> String {
+    let mut letters = Vec::new();
+    loop {
+        letters.push(char::from(b'a' + (at % 26) as u8));
+        match (at / 26).checked_sub(1) {
+            Some(rest) => at = rest,
+            None => break,
+        }
+    }
+    format!("vd{}", letters.into_iter().rev().collect::<String>())
+}
+
+fn tell(app: &App, outcome: &Outcome) -> Result<(), Failure> {
+    if app.global.json {
+        let text = serde_json::to_string(outcome)
+            .map_err(|error| Failure::failed("cannot print the result", error))?;
+        println!("{text}");
+        return Ok(());
+    }
+    println!("snapshot {} of {} at {}", outcome.snapshot, outcome.vm, outcome.time);
+    println!(
+        "{} of disks, {} read, {} new, {} uploaded, {:.1} s",
+        size(outcome.disk_bytes),
+        size(outcome.bytes_read),
+        size(outcome.bytes_new),
+        size(outcome.bytes_uploaded),
+        outcome.seconds
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("a=b.raw");
+        std::fs::write(&odd, b"").unwrap();
+        assert_eq!(disk("vdb=/x/y.raw", 0), ("vdb".into(), "/x/y.raw".into()));
+        assert_eq!(disk("/x/y.raw", 1), ("vdb".into(), "/x/y.raw".into()));
+        assert_eq!(disk(odd.to_str().unwrap(), 0), ("vda".into(), odd.clone()));
+        assert_eq!(
+            (disk_name(25), disk_name(26), disk_name(701), disk_name(702)),
+            ("vdz".into(), "vdaa".into(), "vdzz".into(), "vdaaa".into())
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! The command line: one file a verb. The only room that prints. stdout is the result, stderr is progress and messages.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod backup;
+mod check;
+mod init;
+mod key;
+mod list;
+mod manual;
+mod open;
+mod progress;
+mod report;
+mod restore;
+mod show;
+mod text;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Parser, Subcommand};
+
+use progress::Bars;
+use report::Failure;
+
+/// Backups of QEMU/KVM virtual machines that store every byte once.
+#[derive(Debug, Parser)]
+#[command(name = "underlay", version, disable_help_subcommand = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 no repository, 11 owned elsewhere, \
+                          12 damage found, 130 interrupted.";
+
+/// What every verb takes.
+#[derive(Clone, Debug, Args)]
+struct Global {
+    /// The repository: a directory, or s3://bucket/prefix (credentials and endpoint from the AWS_* variables)
+    #[arg(long, env = "UNDERLAY_REPO", value_name = "URL", global = true)]
+    repo: Option<String>,
+    /// A file with the backup key or the restore key
+    #[arg(long, env = "UNDERLAY_KEY_FILE", value_name = "FILE", global = true)]
+    key_file: Option<PathBuf>,
+    /// A file whose first line is the passphrase; else UNDERLAY_PASSPHRASE, else a prompt
+    #[arg(long, env = "UNDERLAY_PASSPHRASE_FILE", value_name = "FILE", global = true)]
+    passphrase_file: Option<PathBuf>,
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more on stderr
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Show no progress bars
+    #[arg(long, global = true)]
+    no_progress: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a new repository and its keys
+    Init(init::Init),
+    /// List, add, remove and export keys
+    Key(key::KeyCommand),
+    /// Back up a virtual machine's disks
+    Backup(backup::Backup),
+    /// List snapshots
+    List(list::List),
+    /// Show everything about a snapshot
+    Show(show::Show),
+    /// Write a snapshot's disks as image files
+    Restore(restore::Restore),
+    /// Check the repository
+    Check(check::Check),
+    /// Print shell completions
+    Completions(manual::Completions),
+    /// Print the manual page, or write all of them to a folder
+    Man(manual::Man),
+}
+
+/// What a verb works with.
+struct App {
+    global: Global,
+    runtime: tokio::runtime::Runtime,
+    progress: Bars,
+    cancel: Arc<AtomicBool>,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { report::USAGE } else { 0 });
+        }
+    };
+    log(cli.global.verbose);
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}
+
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "underlay_client=info,underlay_store=info,warn",
+        _ => "underlay_client=debug,underlay_store=debug,info",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("UNDERLAY_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed("cannot start worker threads", error))?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    runtime.spawn(stop_on_interrupt(Arc::clone(&cancel)));
+    let progress = Bars::new(!cli.global.no_progress && !cli.global.json);
+    let app = App { global: cli.global, runtime, progress, cancel };
+    let result = match cli.verb {
+        Verb::Init(init) => init.run(&app),
+        Verb::Key(key) => key.run(&app),
+        Verb::Backup(backup) => backup.run(&app),
+        Verb::List(list) => list.run(&app),
+        Verb::Show(show) => show.run(&app),
+        Verb::Restore(restore) => restore.run(&app),
+        Verb::Check(check) => check.run(&app),
+        Verb::Completions(completions) => completions.run(),
+        Verb::Man(man) => man.run(),
+    };
+    app.progress.finish();
+    result
+}
+
+/// The first interrupt asks the work to stop in order; the second ends the program.
+async fn stop_on_interrupt(cancel: Arc<AtomicBool>) {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        cancel.store(true, Ordering::Relaxed);
+        eprintln!("stopping; interrupt again to stop at once");
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(i32::from(report::INTERRUPTED));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn read_data_takes_a_share() {
+        for (text, valid) in [
+            ("--read-data", true),
+            ("--read-data=5%", true),
+            ("--read-data=0%", false),
+            ("--read-data=x", false),
+        ] {
+            let parsed = Cli::try_parse_from(["underlay", "check", text]);
+            assert_eq!(parsed.is_ok(), valid, "{text}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Progress bars on stderr.
+
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use underlay_store::progress::Progress;
+
+/// One bar, restarted by each phase; none if stderr is no terminal.
+#[derive(Debug)]
+pub(super) struct Bars {
+    shown: bool,
+    bar: Mutex<ProgressBar>,
+}
+
+impl Bars {
+    pub fn new(wanted: bool) -> Self {
+        Self { shown: wanted && std::io::stderr().is_terminal(), bar: Mutex::new(ProgressBar::hidden()) }
+    }
+
+    /// Clears the line.
+    pub fn finish(&self) {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner).finish_and_clear();
+    }
+}
+
+fn style(total: Option<u64>) -> ProgressStyle {
+    let template = match total {
+        Some(_) => "{msg:12} {bar:30} {bytes:>11} of {total_bytes} {binary_bytes_per_sec:>13}, {eta} left",
+        None => "{msg:12} {spinner} {bytes:>11} {binary_bytes_per_sec:>13}",
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+impl Progress for Bars {
+    fn phase(&self, name: &'static str, total: Option<u64>) {
+        if !self.shown {
+            return;
+        }
+        let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        bar.finish_and_clear();
+        *bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style(total));
+        bar.set_message(name);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner).inc(amount);
+    }
+
+    fn notice(&self, text: &str) {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner).suspend(|| eprintln!("note: {text}"));
+    }
+}
