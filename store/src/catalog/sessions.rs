@@ -168,6 +168,7 @@ pub(super) fn node_bytes(root: &Root) -> &[u8] {
 pub(super) fn close(transaction: &Transaction<'_>, row: i64, state: SessionState) -> rusqlite::Result<()> {
     transaction.execute("UPDATE sessions SET state = ?2 WHERE session = ?1", params![row, state.code()])?;
     transaction.execute("DELETE FROM pins WHERE session = ?1", [row])?;
+    transaction.execute("DELETE FROM writers WHERE session = ?1", [row])?;
     transaction.execute("DELETE FROM session_roots WHERE session = ?1", [row])?;
     Ok(())
 }

@@ -32,7 +32,10 @@ impl Catalog {
                 return Err(Error::Invalid { what: "snapshot", value: snapshot.to_string(), rule }.into());
             }
             insert(transaction, snapshot, vm, time_ms, document, roots)?;
-            transaction.execute("UPDATE packs SET proven = 1 WHERE session = ?1", [row])?;
+            transaction.execute(
+                "UPDATE packs SET proven = 1 WHERE pack IN (SELECT pack FROM writers WHERE session = ?1)",
+                [row],
+            )?;
             close(transaction, row, SessionState::Committed)?;
             Ok(())
         })

@@ -204,7 +204,7 @@ fn roots_hang_from_live_snapshots() {
 }
 
 #[test]
-fn a_pack_is_added_once_and_has_one_owner() {
+fn a_pack_is_added_once_whoever_writes_it() {
     let catalog = catalog();
     for n in 1..=2 {
         catalog.open_session(session(n), "vm", 0).unwrap();
@@ -213,7 +213,13 @@ fn a_pack_is_added_once_and_has_one_owner() {
     catalog.add_pack(session(1), &first).unwrap();
     catalog.add_pack(session(1), &first).unwrap();
     catalog.import_pack(&first).unwrap();
-    assert!(matches!(catalog.add_pack(session(2), &first), Err(Error::Invalid { what: "pack", .. })));
+    assert_eq!(catalog.known_chunks(session(2), &[chunk(1)]).unwrap(), [false]);
+    catalog.add_pack(session(2), &first).unwrap();
+    for n in 1..=2 {
+        assert_eq!(catalog.known_chunks(session(n), &[chunk(1)]).unwrap(), [true]);
+    }
+    let other = PackRecord { kind: PackKind::Nodes, ..first.clone() };
+    assert!(matches!(catalog.add_pack(session(2), &other), Err(Error::Invalid { what: "pack", .. })));
     assert_eq!(
         catalog.totals().unwrap(),
         Totals { packs: 1, pack_bytes: 1000, chunks: 2, plain_bytes: 8192, ..Totals::default() }
