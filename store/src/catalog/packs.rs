@@ -97,8 +97,8 @@ impl Catalog {
             for pack in packs {
                 if !known.exists([pack.name.as_bytes()])? {
                     rows.push((insert_pack(transaction, pack, None)?, pack));
-                    forget_expected(transaction, &pack.name)?;
                 }
+                forget_expected(transaction, &pack.name)?;
             }
             insert_entries(transaction, &rows)
         })

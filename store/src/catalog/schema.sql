@@ -64,7 +64,7 @@ CREATE TABLE sessions (
     vm        TEXT NOT NULL,
     opened_at INTEGER NOT NULL,     -- assigned from the clock
     epoch     INTEGER NOT NULL,     -- in which it opened
-    state     INTEGER NOT NULL,     -- 0 open, 1 committed, 2 abandoned, 3 fenced
+    state     INTEGER NOT NULL,     -- 0 open, 1 committed, 2 abandoned, 3 fenced, 4 committing
     last_seen INTEGER NOT NULL
 );
 
