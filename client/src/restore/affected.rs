@@ -61,10 +61,10 @@ pub(super) async fn affected(
 
 /// The nodes' encodings; `None` for those that are damaged or missing.
 async fn read(environment: &Environment<'_>, ids: &[NodeId]) -> Result<Vec<Option<Bytes>>, Error> {
-    if let Ok(found) = environment.authority.read_nodes(ids).await {
-        if found.len() == ids.len() {
-            return Ok(found.into_iter().map(Some).collect());
-        }
+    if let Ok(found) = environment.authority.read_nodes(ids).await
+        && found.len() == ids.len()
+    {
+        return Ok(found.into_iter().map(Some).collect());
     }
     let mut nodes = Vec::with_capacity(ids.len());
     for id in ids {

@@ -70,11 +70,8 @@ pub fn verify(
 ) -> Result<VerifyReport, RestoreError> {
     environment.progress.phase("read data", None);
     let seen = Seen::new(percent);
-    let mut report = VerifyReport {
-        statistics: RestoreStatistics::default(),
-        damage: Vec::new(),
-        affected: Vec::new(),
-    };
+    let mut report =
+        VerifyReport { statistics: RestoreStatistics::default(), damage: Vec::new(), affected: Vec::new() };
     for &root in roots {
         let engine = Engine::new(environment, options, Damage::Collect(Mutex::default()));
         engine.run(root, &VerifyOutput::new(root.size), Some(&seen))?;
