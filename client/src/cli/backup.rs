@@ -1,15 +1,17 @@
 //! `underlay backup`.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use underlay_store::repository::Access;
-use underlay_store::snapshot::{Consistency, PrivateImage, PrivateMetadata};
+use underlay_store::snapshot::{Consistency, PrivateImage, PrivateMetadata, validate};
 
 use super::App;
 use super::report::Failure;
-use super::text::size;
+use super::text::{count, say, size};
 use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
 use crate::image::{Chain, Format, OpenOptions};
 use crate::state::{Memos, state_directory};
@@ -28,7 +30,7 @@ pub(super) struct Backup {
     vm: String,
     /// Its disks, as PATH or DISK=PATH; without names they are vda, vdb, …
     #[arg(required = true, value_name = "[DISK=]IMAGE")]
-    images: Vec<String>,
+    images: Vec<OsString>,
     /// Format of the images; without it, by their endings .qcow2 and .raw, never by their content
     #[arg(long, value_enum)]
     format: Option<ImageFormat>,
@@ -94,9 +96,11 @@ impl Backup {
             allow_dirs: self.allow_dir.clone(),
             ..OpenOptions::default()
         };
+        validate::vm_name(&self.vm)?;
         let mut named: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (at, image) in self.images.iter().enumerate() {
             let (name, path) = disk(image, at);
+            validate::disk_name(&name)?;
             if named.insert(name.clone(), path).is_some() {
                 return Err(Failure::usage(format!("two disks are called {name}")));
             }
@@ -109,7 +113,10 @@ impl Backup {
             images.push(PrivateImage {
                 disk: name.clone(),
                 path: top.path().display().to_string(),
-                format: format!("{:?}", top.format()).to_lowercase(),
+                format: match top.format() {
+                    Format::Raw => "raw".into(),
+                    Format::Qcow2 => "qcow2".into(),
+                },
             });
             disks.push(DiskSource { name, chain });
         }
@@ -120,13 +127,14 @@ impl Backup {
 }
 
 /// Splits `[DISK=]PATH`. What exists as it stands is a path, whatever it contains.
-fn disk(image: &str, at: usize) -> (String, PathBuf) {
-    match image.split_once('=') {
-        Some((name, path)) if !name.contains('/') && !Path::new(image).exists() => {
-            (name.to_owned(), path.into())
-        }
-        _ => (disk_name(at), image.into()),
-    }
+fn disk(image: &OsStr, at: usize) -> (String, PathBuf) {
+    let bytes = image.as_bytes();
+    let equals = bytes.iter().position(|&byte| byte == b'=');
+    let named = equals.and_then(|equals| {
+        let name = str::from_utf8(&bytes[..equals]).ok().filter(|name| !name.contains('/'))?;
+        Some((name.to_owned(), OsStr::from_bytes(&bytes[equals + 1..]).into()))
+    });
+    named.filter(|_| !Path::new(image).exists()).unwrap_or_else(|| (disk_name(at), image.into()))
 }
 
 /// vda, vdb, … vdz, vdaa, …
@@ -146,19 +154,17 @@ fn tell(app: &App, outcome: &Outcome) -> Result<(), Failure> {
     if app.global.json {
         let text = serde_json::to_string(outcome)
             .map_err(|error| Failure::failed("cannot print the result", error))?;
-        println!("{text}");
-        return Ok(());
+        return say(text);
     }
-    println!("snapshot {} of {} at {}", outcome.snapshot, outcome.vm, outcome.time);
-    println!(
-        "{} of disks, {} read, {} new, {} uploaded, {:.1} s",
-        size(outcome.disk_bytes),
-        size(outcome.bytes_read),
-        size(outcome.bytes_new),
-        size(outcome.bytes_uploaded),
-        outcome.seconds
-    );
-    Ok(())
+    let [disks, read, new, uploaded] =
+        [outcome.disk_bytes, outcome.bytes_read, outcome.bytes_new, outcome.bytes_uploaded].map(size);
+    say(format!("snapshot {} of {} at {}", outcome.snapshot, outcome.vm, outcome.time))?;
+    say(format!("{disks} of disks: {read} read, {new} new, {uploaded} uploaded, {:.1} s", outcome.seconds))?;
+    say(format!(
+        "{} read, {} known from earlier backups",
+        count(outcome.layers_read as u64, "layer"),
+        outcome.layers_known
+    ))
 }
 
 #[cfg(test)]
@@ -170,9 +176,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let odd = folder.path().join("a=b.raw");
         std::fs::write(&odd, b"").unwrap();
+        let disk = |image: &str, at| super::disk(image.as_ref(), at);
         assert_eq!(disk("vdb=/x/y.raw", 0), ("vdb".into(), "/x/y.raw".into()));
+        assert_eq!(disk("vdb=/x/a=b.raw", 0), ("vdb".into(), "/x/a=b.raw".into()));
         assert_eq!(disk("/x/y.raw", 1), ("vdb".into(), "/x/y.raw".into()));
+        assert_eq!(disk("/x/none=y.raw", 1), ("vdb".into(), "/x/none=y.raw".into()));
         assert_eq!(disk(odd.to_str().unwrap(), 0), ("vda".into(), odd.clone()));
+        let not_text = OsStr::from_bytes(b"vdb=/x/\xff.raw");
+        assert_eq!(super::disk(not_text, 0), ("vdb".into(), OsStr::from_bytes(b"/x/\xff.raw").into()));
         assert_eq!(
             (disk_name(25), disk_name(26), disk_name(701), disk_name(702)),
             ("vdz".into(), "vdaa".into(), "vdzz".into(), "vdaaa".into())

@@ -1,19 +1,20 @@
 //! `underlay check`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use clap::Args;
 use serde_json::json;
+use underlay_store::Error;
 use underlay_store::check::{Affected, CheckOptions, CheckReport, Finding};
 use underlay_store::id::Root;
 use underlay_store::repository::Access;
 use underlay_store::snapshot::Snapshot;
 
 use super::App;
-use super::open::Opened;
+use super::open::{Opened, Snapshots};
 use super::report::{DAMAGE, Failure};
-use super::text::size;
-use crate::restore::{Environment, RestoreOptions, VerifyReport, verify};
+use super::text::{count, say, size};
+use crate::restore::{Environment, RestoreError, RestoreOptions, VerifyReport, verify};
 
 /// Check the repository.
 ///
@@ -46,20 +47,22 @@ impl Check {
             opened.restore_key()?;
         }
         let options = CheckOptions { scrub: self.scrub };
-        let mut report = app.runtime.block_on(opened.authority.check(&options, &app.progress))?;
-        let (snapshots, damaged) = app.snapshots(&opened)?;
-        for message in damaged {
-            report.find("snapshot", message);
-        }
+        let mut report = app.wait(opened.authority.check(&options, &app.progress))?;
+        let Snapshots { sound, damaged } = app.snapshots(&opened)?;
+        report.findings.extend(damaged.iter().map(|damaged| finding(&damaged.name, &damaged.error)));
         let verified = match self.read_data {
-            Some(percent) => Some(read_data(app, &opened, &snapshots, percent, &mut report)?),
+            Some(percent) => Some(read_data(app, &opened, &sound, percent, &mut report)?),
             None => None,
         };
+        report.affected.sort();
+        report.affected.dedup();
+        let mut told = HashSet::new();
+        report.findings.retain(|finding| told.insert((finding.object.clone(), finding.what.clone())));
         app.progress.finish();
-        tell(app, &report, verified.as_ref());
+        tell(app, &report, verified.as_ref())?;
         match report.is_sound() {
             true => Ok(()),
-            false => Err(Failure::code(DAMAGE, "the repository is damaged")),
+            false => Err(Failure::after_result(DAMAGE, "the repository is damaged")),
         }
     }
 }
@@ -81,61 +84,80 @@ fn read_data(
         progress: &app.progress,
         cancel: &app.cancel,
     };
-    let verified = verify(&environment, &roots, percent, &RestoreOptions::default())?;
-    for (root, _) in &verified.damage {
-        for snapshot in snapshots {
-            let disks = snapshot.disks.iter().filter(|disk| disk.root == *root);
-            report.affected.extend(disks.map(|disk| Affected {
-                snapshot: snapshot.snapshot,
-                vm: snapshot.vm.clone(),
-                disk: disk.name.clone(),
-            }));
+    let mut percent = percent;
+    let verified = loop {
+        let verified = verify(&environment, &roots, percent, &RestoreOptions::default())?;
+        let looked = verified.statistics.chunks > 0 || !verified.damage.is_empty() || report.chunks == 0;
+        if looked || percent >= 100.0 {
+            break verified;
         }
+        // A small share of a small repository: at least one chunk is read.
+        percent *= 4.0;
+    };
+    for snapshot in snapshots {
+        let disks = snapshot.disks.iter().filter(|disk| verified.affected.contains(&disk.root));
+        report.affected.extend(disks.map(|disk| Affected {
+            snapshot: snapshot.snapshot,
+            vm: snapshot.vm.clone(),
+            disk: disk.name.clone(),
+        }));
     }
-    report.affected.sort();
-    report.affected.dedup();
-    for (_, error) in &verified.damage {
-        let mut source: &dyn std::error::Error = error;
-        while let Some(next) = source.source() {
-            source = next;
-        }
-        let finding = Finding { object: error.to_string(), what: source.to_string() };
-        if !report.findings.contains(&finding) {
-            report.findings.push(finding);
-        }
-    }
+    report.findings.extend(verified.damage.iter().map(|(_, error)| match error {
+        RestoreError::Data { chunk, source, .. } => finding(&format!("chunk {chunk}"), source),
+        RestoreError::Store(source) => finding("tree", source),
+        other => Finding { object: "data".into(), what: other.to_string() },
+    }));
     Ok(verified)
 }
 
-fn tell(app: &App, report: &CheckReport, verified: Option<&VerifyReport>) {
+/// What an error says about the object it names; `object` if it names none.
+fn finding(object: &str, error: &Error) -> Finding {
+    let (object, what) = match error {
+        Error::Damaged { object, what } => (object.clone(), what.clone()),
+        Error::Missing { object } => (object.clone(), "it is missing".into()),
+        other => (object.to_owned(), Failure::from(other).line()),
+    };
+    Finding { object, what }
+}
+
+fn tell(app: &App, report: &CheckReport, verified: Option<&VerifyReport>) -> Result<(), Failure> {
     if app.global.json {
         let read = verified.map(|verified| &verified.statistics);
-        println!("{}", json!({ "sound": report.is_sound(), "report": report, "read_data": read }));
-        return;
+        return say(json!({ "sound": report.is_sound(), "report": report, "read_data": read }));
     }
     for finding in &report.findings {
-        println!("damage: {}: {}", finding.object, finding.what);
+        say(format!("damage: {}: {}", finding.object, finding.what))?;
     }
     for affected in &report.affected {
-        println!("affected: snapshot {} of {}, disk {}", affected.snapshot, affected.vm, affected.disk);
+        say(format!("affected: snapshot {} of {}, disk {}", affected.snapshot, affected.vm, affected.disk))?;
     }
     for notice in &report.notices {
         eprintln!("note: {notice}");
     }
-    let (packs, bytes) = (report.packs, size(report.pack_bytes));
-    println!(
-        "{packs} packs ({bytes}), {} snapshots, {} nodes, {} chunks looked up",
-        report.snapshots, report.nodes, report.chunks
-    );
-    if let Some(verified) = verified {
-        let statistics = &verified.statistics;
-        println!(
-            "{} chunks ({}) read, decrypted and verified",
-            statistics.chunks,
-            size(statistics.chunk_bytes)
-        );
+    let (packs, bytes) = (count(report.packs, "pack"), size(report.pack_bytes));
+    let (snapshots, nodes) = (count(report.snapshots, "snapshot"), count(report.nodes, "node"));
+    say(format!("{packs} ({bytes}), {snapshots}, {nodes}, {} looked up", count(report.chunks, "chunk")))?;
+    if let Some(VerifyReport { statistics, .. }) = verified {
+        let (chunks, bytes) = (count(statistics.chunks, "chunk"), size(statistics.chunk_bytes));
+        say(format!("{chunks} ({bytes}) read, decrypted and verified"))?;
     }
     if report.is_sound() {
-        println!("no damage found");
+        say("no damage found")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares() {
+        for (text, expected) in [("100%", Some(100.0)), ("5%", Some(5.0)), ("0.5", Some(0.5))] {
+            assert_eq!(share(text).ok(), expected, "{text}");
+        }
+        for text in ["0%", "-1%", "101%", "x", "", "%", "NaN", "inf"] {
+            assert!(share(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! `underlay init`.
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use underlay_store::Error;
 use underlay_store::backend::{Backend, Options};
 use underlay_store::cut::CutParameters;
 use underlay_store::id::RepositoryId;
@@ -12,8 +15,13 @@ use underlay_store::snapshot::{Descriptor, Timestamp};
 use zeroize::Zeroizing;
 
 use super::App;
-use super::open::ask;
+use super::prompt;
 use super::report::Failure;
+use super::text::say;
+
+/// How to make a repository without being asked.
+const NAME_A_KEY: &str =
+    "give --key-file FILE for a new key file, or --passphrase-file FILE, or set UNDERLAY_PASSPHRASE";
 
 /// Make a new repository and its keys.
 ///
@@ -21,7 +29,8 @@ use super::report::Failure;
 /// UNDERLAY_PASSPHRASE or a prompt) the restore key is kept in the repository, locked by that passphrase. Both may be given.
 /// Whoever loses all of them has lost the data.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  underlay init --repo /backup/vms --key-file /root/underlay.key")]
+#[command(after_help = "Examples:\n  underlay init --repo /backup/vms --key-file /root/underlay.key\n  \
+                        underlay init --repo s3://bucket/vms --passphrase-file /root/passphrase")]
 pub(super) struct Init {
     /// What to call the passphrase in `underlay key list`
     #[arg(long, default_value = "first")]
@@ -59,6 +68,13 @@ impl ChunkSize {
 
 impl Init {
     pub fn run(self, app: &App) -> Result<(), Failure> {
+        let location = app.location()?;
+        let key_file = app.global.key_file.as_deref();
+        if let Some(path) = key_file.filter(|path| path.symlink_metadata().is_ok()) {
+            return Err(Failure::usage(format!("{} already exists", path.display())).hint(
+                "a new repository has a new key, and no key is overwritten: choose another --key-file",
+            ));
+        }
         let passphrase = new_passphrase(app)?;
         let key = RestoreKey::generate();
         let descriptor = Descriptor {
@@ -70,60 +86,69 @@ impl Init {
         let document = descriptor.seal(key.backup())?;
         let key = Key::Restore(key);
         let mut slots = Vec::new();
-        if let Some(passphrase) = passphrase {
+        if let Some(passphrase) = &passphrase {
             let (id, cost) = (descriptor.repository, Argon2id::default());
-            let slot = Slot::create(id, &key, &passphrase, &self.label, descriptor.created, cost)?;
+            let slot = Slot::create(id, &key, passphrase, &self.label, descriptor.created, cost)?;
             slots.push((slot.slot, slot.seal().into()));
         }
-        let backend = Backend::open(app.location()?, Options { create: true })?;
-        // The key is safe before the repository exists, and goes again if that fails.
-        if let Some(path) = &app.global.key_file {
+        let backend = Backend::open(location, Options { create: true })?;
+        // The key is safe before the repository exists.
+        if let Some(path) = key_file {
             file::write(path, &file::to_json(&descriptor.repository, &key))?;
         }
-        if let Err(error) = app.runtime.block_on(Repository::init(&backend, document.into(), slots)) {
-            if let Some(path) = &app.global.key_file {
-                let _ = std::fs::remove_file(path);
+        let made = app.runtime.block_on(Repository::init(&backend, document.into(), slots));
+        if let Err(error) = made {
+            if let Some(path) = key_file {
+                app.runtime.block_on(discard_key(&backend, &error, path));
             }
             return Err(error.into());
         }
-        self.tell(app, &descriptor)
+        tell(app, &descriptor, passphrase.is_some())
     }
+}
 
-    fn tell(&self, app: &App, descriptor: &Descriptor) -> Result<(), Failure> {
-        let (location, key_file) = (app.location()?, app.global.key_file.as_deref());
-        if app.global.json {
-            println!(
-                "{}",
-                json!({ "repository": descriptor.repository, "location": location, "key_file": key_file })
-            );
-            return Ok(());
-        }
-        println!("repository {} made at {location}", descriptor.repository);
-        match key_file {
-            Some(path) => {
-                println!("restore key written to {}: keep a copy of it somewhere else", path.display())
-            }
-            None => {
-                println!("restore key locked by the passphrase: keep a paper copy too (`underlay key paper`)")
-            }
-        }
-        println!("Whoever loses every restore key and passphrase has lost the data.");
-        Ok(())
+/// Removes the key of a repository that was not made. If that is not sure, the key stays: it may be the only one.
+async fn discard_key(backend: &Backend, error: &Error, path: &Path) {
+    let never_made = matches!(error, Error::AlreadyExists { .. })
+        || matches!(backend.size(underlay_store::names::DESCRIPTOR).await, Ok(None));
+    if !never_made {
+        eprintln!("note: the repository may have been made all the same; its key is in {}", path.display());
+    } else if let Err(error) = std::fs::remove_file(path) {
+        eprintln!("note: {} is the key of no repository and could not be removed: {error}", path.display());
     }
+}
+
+fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool) -> Result<(), Failure> {
+    let (location, key_file) = (app.location()?, app.global.key_file.as_deref().map(Path::display));
+    if app.global.json {
+        return say(json!({
+            "repository": descriptor.repository,
+            "location": location,
+            "key_file": key_file.map(|path| path.to_string()),
+            "passphrase": has_passphrase,
+        }));
+    }
+    say(format!("repository {} made at {location}", descriptor.repository))?;
+    if let Some(path) = &key_file {
+        say(format!("the restore key is in {path}: keep a copy of that file somewhere else"))?;
+    }
+    if has_passphrase {
+        say("the passphrase opens the restore key, which lies locked in the repository")?;
+    }
+    say(
+        "Whoever loses every key file, paper copy and passphrase has lost the data: there is no other way in.",
+    )?;
+    say("")?;
+    say("Next:")?;
+    say("  underlay key paper                     a copy of the key to print")?;
+    say("  underlay backup --vm NAME IMAGE        the first backup")
 }
 
 /// The passphrase for a new slot; `None` if a key file makes it unnecessary.
 fn new_passphrase(app: &App) -> Result<Option<Zeroizing<String>>, Failure> {
-    let given = app.global.passphrase_file.is_some() || std::env::var_os("UNDERLAY_PASSPHRASE").is_some();
-    if !given && app.global.key_file.is_some() {
-        return Ok(None);
+    match prompt::given(app.global.passphrase_file.as_deref())? {
+        Some(passphrase) => prompt::not_empty(passphrase).map(Some),
+        None if app.global.key_file.is_some() => Ok(None),
+        None => prompt::ask_new(NAME_A_KEY).and_then(prompt::not_empty).map(Some),
     }
-    let passphrase = app.passphrase("New passphrase: ")?;
-    if !given && passphrase != ask("Again: ")? {
-        return Err(Failure::usage("the two passphrases differ"));
-    }
-    if passphrase.is_empty() {
-        return Err(Failure::usage("an empty passphrase protects nothing"));
-    }
-    Ok(Some(passphrase))
 }

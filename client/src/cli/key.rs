@@ -1,6 +1,6 @@
 //! `underlay key`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -12,14 +12,18 @@ use underlay_store::repository::Access;
 use underlay_store::snapshot::{Descriptor, Timestamp};
 
 use super::App;
-use super::open::{Opened, ask, first_line};
-use super::report::Failure;
-use super::text::table;
+use super::open::Opened;
+use super::prompt;
+use super::report::{DAMAGE, Failure};
+use super::text::{count, say, say_bytes, table};
 
 /// List, add, remove and export keys.
 ///
-/// The backup key adds data and cannot read it back; the restore key does both.
+/// The backup key adds data and cannot read it back; the restore key does both. From the restore key both can be
+/// exported, from the backup key only itself.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  underlay key list\n  underlay key add --label office\n  \
+                        underlay key export --holds backup backup.key\n  underlay key paper > key.txt")]
 pub(super) struct KeyCommand {
     #[command(subcommand)]
     verb: Verb,
@@ -72,6 +76,8 @@ struct Export {
 
 #[derive(Debug, Args)]
 struct Paper {
+    /// The new file; it must not exist. Without it, the copy goes to stdout
+    file: Option<PathBuf>,
     /// Which key to print
     #[arg(long, value_enum, default_value = "restore")]
     holds: Which,
@@ -93,11 +99,7 @@ impl KeyCommand {
             Verb::Add(add) => add.run(app),
             Verb::Remove(remove) => remove.run(app),
             Verb::Export(export) => export.run(app),
-            Verb::Paper(paper) => {
-                let opened = app.open(Access::Read)?;
-                print!("{}", *file::to_paper(&opened.descriptor.repository, &chosen(&opened, paper.holds)?));
-                Ok(())
-            }
+            Verb::Paper(paper) => paper.run(app),
         }
     }
 }
@@ -110,73 +112,65 @@ fn chosen(opened: &Opened, which: Which) -> Result<Key, Failure> {
     }
 }
 
-/// The slots of the repository. Needs no key.
-fn slots(app: &App) -> Result<Vec<Slot>, Failure> {
-    let authority = app.authority(Access::Read)?;
-    let descriptor = Descriptor::peek(&app.runtime.block_on(authority.descriptor())?)?;
-    let stored = app.runtime.block_on(authority.key_slots())?;
-    let read = stored.iter().map(|slot| Slot::read(&descriptor.repository, &slot.name, &slot.bytes));
-    Ok(read.collect::<Result<_, _>>()?)
-}
-
+/// Needs no key. A slot that cannot be read is reported, and the others are listed.
 fn list(app: &App) -> Result<(), Failure> {
-    let slots = slots(app)?;
+    let authority = app.authority(Access::Read)?;
+    let descriptor = Descriptor::peek(&app.wait(authority.descriptor())?)?;
+    let stored = app.wait(authority.key_slots())?;
+    let (mut slots, mut unreadable) = (Vec::new(), 0);
+    for document in stored {
+        match Slot::read(&descriptor.repository, &document.name, &document.bytes) {
+            Ok(slot) => slots.push(slot),
+            Err(error) => {
+                eprintln!("underlay: {}", Failure::from(&error).line());
+                unreadable += 1;
+            }
+        }
+    }
+    slots.sort_by_key(|slot| (slot.created, slot.slot));
     if app.global.json {
         let slots = slots.iter().map(|slot| {
             json!({ "slot": slot.slot, "holds": slot.holds, "label": slot.label, "created": slot.created })
         });
-        println!("{}", serde_json::Value::from_iter(slots));
+        say(serde_json::Value::from_iter(slots))?;
     } else if slots.is_empty() {
-        println!("no passphrases: this repository opens with a key file");
+        say("no passphrases: this repository opens with a key file")?;
     } else {
-        let rows: Vec<_> = slots
-            .iter()
-            .map(|slot| {
-                vec![
-                    slot.slot.to_string(),
-                    slot.holds.to_string(),
-                    slot.created.to_string(),
-                    slot.label.clone(),
-                ]
-            })
-            .collect();
-        table(&["SLOT", "HOLDS", "CREATED", "LABEL"], &rows);
+        let row = |slot: &Slot| {
+            let [id, holds, created] =
+                [slot.slot.to_string(), slot.holds.to_string(), slot.created.to_string()];
+            vec![id, holds, created, slot.label.clone()]
+        };
+        table(&["SLOT", "HOLDS", "CREATED", "LABEL"], &slots.iter().map(row).collect::<Vec<_>>())?;
     }
-    Ok(())
+    match unreadable {
+        0 => Ok(()),
+        _ => Err(Failure::after_result(DAMAGE, format!("{} cannot be read", count(unreadable, "slot")))),
+    }
 }
 
 impl Add {
     fn run(self, app: &App) -> Result<(), Failure> {
         let opened = app.open(Access::Write)?;
         let key = chosen(&opened, self.holds)?;
-        let passphrase = match &self.new_passphrase_file {
-            Some(path) => first_line(path)?,
-            None => {
-                let passphrase = ask("New passphrase: ")?;
-                if passphrase != ask("Again: ")? {
-                    return Err(Failure::usage("the two passphrases differ"));
-                }
-                passphrase
-            }
-        };
-        if passphrase.is_empty() {
-            return Err(Failure::usage("an empty passphrase protects nothing"));
-        }
+        let passphrase = prompt::not_empty(match &self.new_passphrase_file {
+            Some(path) => prompt::first_line(path)?,
+            None => prompt::ask_new("give the new one with --new-passphrase-file FILE")?,
+        })?;
         let (repository, cost) = (opened.descriptor.repository, Argon2id::default());
         let slot = Slot::create(repository, &key, &passphrase, &self.label, Timestamp::now(), cost)?;
         app.runtime.block_on(opened.authority.put_key_slot(slot.slot, slot.seal().into()))?;
         match app.global.json {
-            true => println!("{}", json!({ "slot": slot.slot, "holds": slot.holds })),
-            false => println!("passphrase {} opens the {} key", slot.slot, slot.holds),
+            true => say(json!({ "slot": slot.slot, "holds": slot.holds })),
+            false => say(format!("passphrase {} opens the {} key", slot.slot, slot.holds)),
         }
-        Ok(())
     }
 }
 
 impl Remove {
     fn run(self, app: &App) -> Result<(), Failure> {
         let opened = app.open(Access::Write)?;
-        let stored = app.runtime.block_on(opened.authority.key_slots())?;
+        let stored = app.wait(opened.authority.key_slots())?;
         let ids: Vec<SlotId> = (stored.iter())
             .filter_map(|document| match ObjectName::parse(&document.name) {
                 Some(ObjectName::Slot(slot)) => Some(slot),
@@ -187,21 +181,20 @@ impl Remove {
             return Err(Failure::usage(format!("there is no passphrase {:?}", self.slot))
                 .hint("`underlay key list` shows them"));
         };
-        // A damaged slot opens nothing, so it does not count as one that remains.
-        let remaining = stored.iter().filter_map(|document| {
-            Slot::read(&opened.descriptor.repository, &document.name, &document.bytes).ok()
-        });
-        let remains = remaining.into_iter().any(|other| other.slot != slot && other.holds == Holds::Restore);
-        if !remains && !self.force {
+        // A damaged slot opens nothing: it may go, and does not count as one that remains.
+        let restoring: Vec<SlotId> = (stored.iter())
+            .filter_map(|other| Slot::read(&opened.descriptor.repository, &other.name, &other.bytes).ok())
+            .filter_map(|other| (other.holds == Holds::Restore).then_some(other.slot))
+            .collect();
+        if restoring == [slot] && !self.force {
             return Err(Failure::usage("no other passphrase opens the restore key")
                 .hint("add one first, or give --force if a key file or a paper copy of it exists"));
         }
         app.runtime.block_on(opened.authority.delete_key_slot(slot))?;
         match app.global.json {
-            true => println!("{}", json!({ "removed": slot })),
-            false => println!("passphrase {slot} removed"),
+            true => say(json!({ "removed": slot })),
+            false => say(format!("passphrase {slot} removed")),
         }
-        Ok(())
     }
 }
 
@@ -209,11 +202,37 @@ impl Export {
     fn run(self, app: &App) -> Result<(), Failure> {
         let opened = app.open(Access::Read)?;
         let key = chosen(&opened, self.holds)?;
-        file::write(&self.file, &file::to_json(&opened.descriptor.repository, &key))?;
+        write_new(&self.file, &file::to_json(&opened.descriptor.repository, &key))?;
         match app.global.json {
-            true => println!("{}", json!({ "file": self.file, "holds": key.holds() })),
-            false => println!("{} key written to {}", key.holds(), self.file.display()),
+            true => say(json!({ "file": self.file.display().to_string(), "holds": key.holds() })),
+            false => say(format!("{} key written to {}", key.holds(), self.file.display())),
         }
-        Ok(())
     }
+}
+
+impl Paper {
+    fn run(self, app: &App) -> Result<(), Failure> {
+        let opened = app.open(Access::Read)?;
+        let key = chosen(&opened, self.holds)?;
+        let text = file::to_paper(&opened.descriptor.repository, &key);
+        match (&self.file, app.global.json) {
+            (None, false) => say_bytes(text.as_bytes()),
+            (None, true) => say(json!({ "paper": text.as_str(), "holds": key.holds() })),
+            (Some(path), json) => {
+                write_new(path, &text)?;
+                match json {
+                    true => say(json!({ "file": path.display().to_string(), "holds": key.holds() })),
+                    false => say(format!("{} key written to {}, to print", key.holds(), path.display())),
+                }
+            }
+        }
+    }
+}
+
+/// Keys never take the place of anything.
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Failure::usage(format!("{} already exists", path.display())).hint("choose another name"));
+    }
+    Ok(file::write(path, text)?)
 }

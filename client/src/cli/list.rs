@@ -7,10 +7,13 @@ use underlay_store::snapshot::Snapshot;
 
 use super::App;
 use super::report::{DAMAGE, Failure};
-use super::text::{size, table};
+use super::text::{count, say, size, table};
 
 /// List snapshots, oldest first.
+///
+/// DISKS is the size of all disks, NEW what the repository lacked of them. Every snapshot is a whole one.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  underlay list\n  underlay list web --json")]
 pub(super) struct List {
     /// Only those of this machine
     vm: Option<String>,
@@ -19,28 +22,25 @@ pub(super) struct List {
 impl List {
     pub fn run(self, app: &App) -> Result<(), Failure> {
         let opened = app.open(Access::Read)?;
-        let (mut snapshots, damaged) = app.snapshots(&opened)?;
-        snapshots.retain(|snapshot| self.vm.as_ref().is_none_or(|vm| *vm == snapshot.vm));
-        if app.global.json {
-            println!("{}", serde_json::Value::from_iter(snapshots.iter().map(summary)));
-        } else if snapshots.is_empty() {
-            println!("no snapshots");
-        } else {
-            let rows: Vec<_> = snapshots.iter().map(row).collect();
-            table(&["SNAPSHOT", "VM", "TIME", ">DISKS", ">NEW", "CONSISTENCY"], &rows);
+        let snapshots = app.snapshots(&opened)?;
+        let wanted = |snapshot: &&Snapshot| self.vm.as_ref().is_none_or(|vm| *vm == snapshot.vm);
+        let listed: Vec<&Snapshot> = snapshots.sound.iter().filter(wanted).collect();
+        match (app.global.json, &self.vm) {
+            (true, _) => say(serde_json::Value::from_iter(listed.into_iter().map(summary)))?,
+            (false, Some(vm)) if listed.is_empty() => say(format!("no snapshots of {vm}"))?,
+            (false, None) if listed.is_empty() => say("no snapshots")?,
+            (false, _) => {
+                let rows: Vec<_> = listed.into_iter().map(row).collect();
+                table(&["SNAPSHOT", "VM", "TIME", ">DISKS", ">NEW", "CONSISTENCY"], &rows)?;
+            }
         }
-        report_damaged(&damaged)
-    }
-}
-
-/// Says which snapshots cannot be believed, and fails if there are any.
-pub(super) fn report_damaged(damaged: &[String]) -> Result<(), Failure> {
-    for message in damaged {
-        eprintln!("underlay: {message}");
-    }
-    match damaged.len() {
-        0 => Ok(()),
-        count => Err(Failure::code(DAMAGE, format!("{count} snapshots are damaged"))),
+        match snapshots.report_damaged() {
+            0 => Ok(()),
+            damaged => Err(Failure::after_result(
+                DAMAGE,
+                format!("{} cannot be believed", count(damaged as u64, "snapshot")),
+            )),
+        }
     }
 }
 

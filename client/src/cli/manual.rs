@@ -1,12 +1,12 @@
 //! `underlay completions` and `underlay man`.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
 
 use super::Cli;
 use super::report::Failure;
+use super::text::say_bytes;
 
 /// Print shell completions.
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ impl Completions {
     pub fn run(self) -> Result<(), Failure> {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "underlay", &mut text);
-        print_all(&text)
+        say_bytes(&text)
     }
 }
 
@@ -42,12 +42,8 @@ impl Man {
                 clap_mangen::Man::new(Cli::command())
                     .render(&mut text)
                     .map_err(|error| Failure::failed("cannot make the manual page", error))?;
-                print_all(&text)
+                say_bytes(&text)
             }
         }
     }
-}
-
-fn print_all(text: &[u8]) -> Result<(), Failure> {
-    std::io::stdout().write_all(text).map_err(|error| Failure::failed("cannot print", error))
 }

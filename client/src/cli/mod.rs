@@ -10,17 +10,23 @@ mod list;
 mod manual;
 mod open;
 mod progress;
+mod prompt;
 mod report;
 mod restore;
 mod show;
 mod text;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use underlay_store::Error;
 
 use progress::Bars;
 use report::Failure;
@@ -59,6 +65,16 @@ struct Global {
     /// Show no progress bars
     #[arg(long, global = true)]
     no_progress: bool,
+    /// A passphrase file named on the command line counts for more than a key file named in the environment.
+    #[arg(skip)]
+    passphrase_first: bool,
+}
+
+impl Global {
+    /// The key file, unless the user meant a passphrase.
+    fn key_file_to_use(&self) -> Option<&Path> {
+        self.key_file.as_deref().filter(|_| !self.passphrase_first)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -88,12 +104,28 @@ struct App {
     global: Global,
     runtime: tokio::runtime::Runtime,
     progress: Bars,
+    /// Set by the first interrupt; the pipelines look at it.
     cancel: Arc<AtomicBool>,
+    /// The same, for what waits.
+    stopping: watch::Receiver<bool>,
+}
+
+impl App {
+    /// Waits for the repository, unless interrupted first. Only for what may be left half-way: reading.
+    fn wait<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+        let mut stopping = self.stopping.clone();
+        self.runtime.block_on(async {
+            tokio::select! {
+                result = work => Ok(result?),
+                Ok(_) = stopping.wait_for(|stopping| *stopping) => Err(Error::Interrupted.into()),
+            }
+        })
+    }
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -106,6 +138,15 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    let source = |id| matches.value_source(id);
+    cli.global.passphrase_first = source("passphrase_file") == Some(ValueSource::CommandLine)
+        && source("key_file") == Some(ValueSource::EnvVariable);
+    Ok(cli)
 }
 
 fn log(verbose: u8) {
@@ -124,9 +165,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::failed("cannot start worker threads", error))?;
     let cancel = Arc::new(AtomicBool::new(false));
-    runtime.spawn(stop_on_interrupt(Arc::clone(&cancel)));
+    let (stop, stopping) = watch::channel(false);
+    runtime.spawn(stop_on_interrupt(Arc::clone(&cancel), stop));
     let progress = Bars::new(!cli.global.no_progress && !cli.global.json);
-    let app = App { global: cli.global, runtime, progress, cancel };
+    let app = App { global: cli.global, runtime, progress, cancel, stopping };
     let result = match cli.verb {
         Verb::Init(init) => init.run(&app),
         Verb::Key(key) => key.run(&app),
@@ -143,20 +185,32 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// The first interrupt asks the work to stop in order; the second ends the program.
-async fn stop_on_interrupt(cancel: Arc<AtomicBool>) {
-    if tokio::signal::ctrl_c().await.is_ok() {
+async fn stop_on_interrupt(cancel: Arc<AtomicBool>, stop: watch::Sender<bool>) {
+    let (Ok(mut interrupts), Ok(mut terminations)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::warn!("signals cannot be handled: an interrupt ends the program at once");
+        return;
+    };
+    for first in [true, false] {
+        tokio::select! {
+            _ = interrupts.recv() => {}
+            _ = terminations.recv() => {}
+        }
         cancel.store(true, Ordering::Relaxed);
-        eprintln!("stopping; interrupt again to stop at once");
-        if tokio::signal::ctrl_c().await.is_ok() {
+        stop.send_replace(true);
+        let asked = prompt::give_terminal_back();
+        if asked || !first {
+            eprintln!();
             std::process::exit(i32::from(report::INTERRUPTED));
         }
+        eprintln!("stopping; interrupt again to stop at once");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -1,26 +1,46 @@
-//! From a location and a key to an open repository.
+//! From a location and a key to an open repository, and to the snapshots in it.
 
-use std::fs;
-use std::io::IsTerminal;
 use std::sync::Arc;
 
+use underlay_store::Error;
 use underlay_store::authority::{Authority, StoredDocument};
 use underlay_store::backend::{Backend, Options};
 use underlay_store::key::{Key, RestoreKey, file, slot};
-use underlay_store::names::ObjectName;
+use underlay_store::names::{ObjectName, SNAPSHOTS};
 use underlay_store::repository::{Access, Repository};
-use underlay_store::snapshot::{Descriptor, Snapshot};
-use zeroize::Zeroizing;
+use underlay_store::snapshot::{Descriptor, Snapshot, select};
 
 use super::App;
+use super::prompt;
 use super::report::Failure;
 use crate::state::state_directory;
+
+/// How to name a key without being asked.
+const NAME_A_KEY: &str = "give --key-file FILE or --passphrase-file FILE, or set UNDERLAY_PASSPHRASE";
 
 /// An open repository and the key at hand.
 pub(super) struct Opened {
     pub authority: Arc<dyn Authority>,
     pub descriptor: Descriptor,
     pub key: Key,
+}
+
+/// What a repository lists.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    /// Verified, oldest first.
+    pub sound: Vec<Snapshot>,
+    /// Those that cannot be believed.
+    pub damaged: Vec<Unreadable>,
+}
+
+/// A snapshot's object that is not what a holder of the key wrote.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// The object.
+    pub name: String,
+    /// What is wrong with it.
+    pub error: Error,
 }
 
 impl App {
@@ -34,18 +54,19 @@ impl App {
     /// Opens the repository without any key.
     pub fn authority(&self, access: Access) -> Result<Arc<dyn Authority>, Failure> {
         let backend = Backend::open(self.location()?, Options::default())?;
-        let repository = self.runtime.block_on(Repository::open(backend, &state_directory(), access))?;
+        let repository = self.wait(Repository::open(backend, &state_directory(), access))?;
         Ok(Arc::new(repository))
     }
 
     /// Opens the repository and finds the key: a key file, or a passphrase.
     pub fn open(&self, access: Access) -> Result<Opened, Failure> {
         let authority = self.authority(access)?;
-        let bytes = self.runtime.block_on(authority.descriptor())?;
+        let bytes = self.wait(authority.descriptor())?;
         let named = Descriptor::peek(&bytes)?;
-        let key = match &self.global.key_file {
-            Some(path) => file::read(path, &named.repository)?,
-            None => self.key_by_passphrase(&named, &self.runtime.block_on(authority.key_slots())?)?,
+        let key = match self.global.key_file_to_use() {
+            // What is wrong with the user's own file is no damage to the repository.
+            Some(path) => file::read(path, &named.repository).map_err(Failure::key_file)?,
+            None => self.key_by_passphrase(&named, &self.wait(authority.key_slots())?)?,
         };
         let descriptor = Descriptor::open(&bytes, key.backup())?;
         Ok(Opened { authority, descriptor, key })
@@ -56,36 +77,33 @@ impl App {
             return Err(Failure::usage("this repository has no passphrase; it needs a key file")
                 .hint("give --key-file FILE, or set UNDERLAY_KEY_FILE"));
         }
+        let passphrase = match prompt::given(self.global.passphrase_file.as_deref())? {
+            Some(passphrase) => passphrase,
+            None => prompt::ask("Passphrase: ", NAME_A_KEY)?,
+        };
         let slots: Vec<_> = slots.iter().map(|slot| (&slot.name, &slot.bytes)).collect();
-        Ok(slot::open_any(&descriptor.repository, &slots, &self.passphrase("Passphrase: ")?)?)
+        Ok(slot::open_any(&descriptor.repository, &slots, &passphrase)?)
     }
 
-    /// The passphrase, from a file, the environment, or a prompt.
-    pub fn passphrase(&self, prompt: &str) -> Result<Zeroizing<String>, Failure> {
-        if let Some(path) = &self.global.passphrase_file {
-            return first_line(path);
-        }
-        if let Ok(passphrase) = std::env::var("UNDERLAY_PASSPHRASE") {
-            return Ok(Zeroizing::new(passphrase));
-        }
-        ask(prompt)
-    }
-
-    /// All snapshots, verified, oldest first; and those that are damaged, as messages.
-    pub fn snapshots(&self, opened: &Opened) -> Result<(Vec<Snapshot>, Vec<String>), Failure> {
+    /// All snapshots, verified.
+    pub fn snapshots(&self, opened: &Opened) -> Result<Snapshots, Failure> {
         let (mut sound, mut damaged) = (Vec::new(), Vec::new());
-        for document in self.runtime.block_on(opened.authority.snapshots())? {
-            let Some(ObjectName::Snapshot(id)) = ObjectName::parse(&document.name) else {
-                damaged.push(format!("{}: no snapshot has such a name", document.name));
-                continue;
+        for document in self.wait(opened.authority.snapshots())? {
+            let name = document.name;
+            let snapshot = match ObjectName::parse(&name) {
+                Some(ObjectName::Snapshot(id)) => {
+                    let (repository, key) = (&opened.descriptor.repository, opened.key.backup());
+                    Snapshot::open(&id, repository, &document.bytes, key)
+                }
+                _ => Err(Error::damaged(&name, "no snapshot has such a name")),
             };
-            match Snapshot::open(&id, &opened.descriptor.repository, &document.bytes, opened.key.backup()) {
+            match snapshot {
                 Ok(snapshot) => sound.push(snapshot),
-                Err(error) => damaged.push(Failure::from(error).line()),
+                Err(error) => damaged.push(Unreadable { name, error }),
             }
         }
         sound.sort_by_key(|snapshot| (snapshot.time, snapshot.snapshot));
-        Ok((sound, damaged))
+        Ok(Snapshots { sound, damaged })
     }
 }
 
@@ -96,22 +114,34 @@ impl Opened {
     }
 }
 
-/// The first line of a file, without its end.
-pub(super) fn first_line(path: &std::path::Path) -> Result<Zeroizing<String>, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        Failure::failed(format!("cannot read the passphrase in {}", path.display()), error)
-    })?;
-    let text = Zeroizing::new(text);
-    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
-}
-
-/// Asks on the terminal.
-pub(super) fn ask(prompt: &str) -> Result<Zeroizing<String>, Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("no key is given and there is no terminal to ask for a passphrase")
-            .hint("give --key-file FILE or --passphrase-file FILE, or set UNDERLAY_PASSPHRASE"));
+impl Snapshots {
+    /// The snapshot that the user means.
+    pub fn select(&self, wanted: &str) -> Result<&Snapshot, Failure> {
+        let error = match select(&self.sound, wanted) {
+            Ok(snapshot) => return Ok(snapshot),
+            Err(error @ Error::NoSnapshot { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let digits = wanted.to_ascii_lowercase();
+        let is_wanted =
+            |name: &str| name.strip_prefix(SNAPSHOTS).is_some_and(|name| name.starts_with(&digits));
+        if digits.len() >= 4
+            && let Some(damaged) = self.damaged.iter().find(|damaged| is_wanted(&damaged.name))
+        {
+            return Err(Failure::from(&damaged.error));
+        }
+        let failure = Failure::from(error);
+        match self.sound.iter().any(|snapshot| snapshot.vm == wanted) {
+            true => Err(failure.hint(format!("that is a machine: its newest snapshot is {wanted}@latest"))),
+            false => Err(failure),
+        }
     }
-    rpassword::prompt_password(prompt)
-        .map(Zeroizing::new)
-        .map_err(|error| Failure::failed("cannot ask for a passphrase", error))
+
+    /// Says which snapshots cannot be believed. How many there are.
+    pub fn report_damaged(&self) -> usize {
+        for damaged in &self.damaged {
+            eprintln!("underlay: {}", Failure::from(&damaged.error).line());
+        }
+        self.damaged.len()
+    }
 }

@@ -24,10 +24,19 @@ impl Bars {
     }
 }
 
-fn style(total: Option<u64>) -> ProgressStyle {
-    let template = match total {
-        Some(_) => "{msg:12} {bar:30} {bytes:>11} of {total_bytes} {binary_bytes_per_sec:>13}, {eta} left",
-        None => "{msg:12} {spinner} {bytes:>11} {binary_bytes_per_sec:>13}",
+/// Most phases advance by bytes; these by objects.
+fn is_counted(name: &str, total: Option<u64>) -> bool {
+    name == "snapshots" || (name == "packs" && total.is_none())
+}
+
+fn style(name: &str, total: Option<u64>) -> ProgressStyle {
+    let template = match (is_counted(name, total), total) {
+        (false, Some(_)) => {
+            "{msg:12} {bar:30} {bytes:>11} of {total_bytes} {binary_bytes_per_sec:>13}, {eta} left"
+        }
+        (false, None) => "{msg:12} {spinner} {bytes:>11} {binary_bytes_per_sec:>13}",
+        (true, Some(_)) => "{msg:12} {bar:30} {pos:>11} of {len}, {eta} left",
+        (true, None) => "{msg:12} {spinner} {pos:>11}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -39,7 +48,8 @@ impl Progress for Bars {
         }
         let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         bar.finish_and_clear();
-        *bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style(total));
+        *bar =
+            ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style(name, total));
         bar.set_message(name);
     }
 

@@ -12,6 +12,7 @@ use crate::restore::RestoreError;
 
 pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
+pub(super) const IN_PART: u8 = 3;
 pub(super) const NO_REPOSITORY: u8 = 10;
 pub(super) const OWNED_ELSEWHERE: u8 = 11;
 pub(super) const DAMAGE: u8 = 12;
@@ -24,24 +25,55 @@ pub(super) struct Failure {
     /// From the outside in, each fact once.
     messages: Vec<String>,
     hint: Option<String>,
+    /// The result has gone to stdout, or stdout is not for messages: nothing is added to it.
+    stdout_is_taken: bool,
 }
 
 impl Failure {
+    fn new(code: u8, messages: Vec<String>, hint: Option<String>) -> Self {
+        Self { code, messages, hint, stdout_is_taken: false }
+    }
+
     /// A wrong way to call the program.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: USAGE, messages: vec![message.into()], hint: None }
+        Self::new(USAGE, vec![message.into()], None)
     }
 
     /// Something outside the repository failed.
     pub fn failed(message: impl Into<String>, source: impl StdError) -> Self {
         let mut messages = vec![message.into()];
         messages.extend(chain(&source));
-        Self { code: FAILED, messages, hint: None }
+        Self::new(FAILED, messages, None)
     }
 
-    /// An ending that has been explained already.
-    pub fn code(code: u8, message: impl Into<String>) -> Self {
-        Self { code, messages: vec![message.into()], hint: None }
+    /// An ending after the result has been printed.
+    pub fn after_result(code: u8, message: impl Into<String>) -> Self {
+        Self { stdout_is_taken: true, ..Self::new(code, vec![message.into()], None) }
+    }
+
+    /// The user's key file cannot be used.
+    pub fn key_file(error: Error) -> Self {
+        Self::new(FAILED, chain(&error), Some("check --key-file and UNDERLAY_KEY_FILE".into()))
+    }
+
+    /// The result could not be printed.
+    pub fn stdout(error: std::io::Error) -> Self {
+        // Whoever closed the pipe has seen enough.
+        let messages = match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Vec::new(),
+            _ => vec!["cannot write to stdout".into(), error.to_string()],
+        };
+        Self { stdout_is_taken: true, ..Self::new(FAILED, messages, None) }
+    }
+
+    /// Keeps stdout free of it, for it carries data.
+    pub fn keep_stdout_clean(self) -> Self {
+        Self { stdout_is_taken: true, ..self }
+    }
+
+    /// The exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.code
     }
 
     /// What to do next.
@@ -55,14 +87,23 @@ impl Failure {
         self.messages.join(": ")
     }
 
-    /// Prints it and gives the exit code.
-    pub fn report(self, json: bool) -> ExitCode {
-        eprintln!("underlay: {}", self.line());
+    /// Prints it on stderr.
+    pub fn explain(&self) {
+        if !self.messages.is_empty() {
+            eprintln!("underlay: {}", self.line());
+        }
         if let Some(hint) = &self.hint {
             eprintln!("hint: {hint}");
         }
-        if json {
-            println!("{}", json!({ "error": self.line(), "hint": self.hint, "exit_code": self.code }));
+    }
+
+    /// Prints it and gives the exit code.
+    pub fn report(self, json: bool) -> ExitCode {
+        self.explain();
+        if json && !self.stdout_is_taken {
+            let document = json!({ "error": self.line(), "hint": self.hint, "exit_code": self.code });
+            // It is on stderr already.
+            let _ = super::text::say(document);
         }
         ExitCode::from(self.code)
     }
@@ -88,13 +129,21 @@ fn store_code(error: &Error) -> u8 {
         Error::OwnedElsewhere { .. } => OWNED_ELSEWHERE,
         Error::Damaged { .. } | Error::Missing { .. } => DAMAGE,
         Error::Interrupted => INTERRUPTED,
+        // What is stored and breaks a rule is damage; this is what the user gave.
+        Error::Invalid { .. } | Error::Location { .. } => USAGE,
         _ => FAILED,
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self::new(store_code(error), chain(error), error.hint().map(str::to_owned))
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { code: store_code(&error), messages: chain(&error), hint: error.hint().map(str::to_owned) }
+        Self::from(&error)
     }
 }
 
@@ -102,14 +151,14 @@ impl From<BackupError> for Failure {
     fn from(error: BackupError) -> Self {
         match error {
             BackupError::Store(error) => error.into(),
-            other => Self { code: FAILED, messages: chain(&other), hint: other.hint() },
+            other => Self::new(FAILED, chain(&other), other.hint()),
         }
     }
 }
 
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
-        Self { code: FAILED, messages: chain(&error), hint: error.hint() }
+        Self::new(FAILED, chain(&error), error.hint())
     }
 }
 
@@ -117,9 +166,41 @@ impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
         let code = match &error {
             RestoreError::Store(error) => store_code(error),
-            RestoreError::Data { .. } => DAMAGE,
+            // A pack that could not be fetched is not a damaged one.
+            RestoreError::Data { source, .. } => store_code(source),
             _ => FAILED,
         };
-        Self { code, messages: chain(&error), hint: error.hint().map(str::to_owned) }
+        Self::new(code, chain(&error), error.hint().map(str::to_owned))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fact_is_told_once() {
+        let source = std::io::Error::other("disk on fire");
+        let error = Error::File { path: "/x".into(), action: "read", source };
+        assert_eq!(Failure::from(error).line(), "cannot read /x: disk on fire");
+        let repeating = Error::Backend { action: "read", object: "y".into(), source: "cannot read y".into() };
+        assert_eq!(Failure::from(repeating).line(), "cannot read y");
+    }
+
+    #[test]
+    fn exit_codes_are_a_contract() {
+        let codes = [
+            (Error::NoRepository { location: "x".into() }, 10),
+            (Error::OwnedElsewhere { host: "x".into(), generation: 1 }, 11),
+            (Error::damaged("x", "y"), 12),
+            (Error::Missing { object: "x".into() }, 12),
+            (Error::Interrupted, 130),
+            (Error::Invalid { what: "VM name", value: "".into(), rule: "y".into() }, 2),
+            (Error::NeedsRestoreKey, 1),
+            (Error::EncodeCheck, 1),
+        ];
+        for (error, code) in codes {
+            assert_eq!(Failure::from(&error).exit_code(), code, "{error}");
+        }
     }
 }

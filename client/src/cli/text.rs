@@ -1,4 +1,26 @@
-//! Sizes and tables for people.
+//! The result on stdout: lines, sizes and tables for people, documents for programs.
+
+use std::fmt::Display;
+use std::io::{Write, stdout};
+
+use super::report::Failure;
+
+/// Prints a line of the result.
+pub(super) fn say(line: impl Display) -> Result<(), Failure> {
+    let mut out = stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::stdout)
+}
+
+/// Prints bytes as they are.
+pub(super) fn say_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::stdout)
+}
+
+/// `1 snapshot`, `2 snapshots`.
+pub(super) fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
 
 /// A size in binary units, three digits or so.
 pub(super) fn size(bytes: u64) -> String {
@@ -14,25 +36,21 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 /// Prints rows under a heading; columns named with a leading `>` are aligned to the right.
-pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) {
-    let titles: Vec<&str> = heading.iter().map(|title| title.trim_start_matches('>')).collect();
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([titles[column].chars().count()]).max().unwrap_or(0)
-    };
+pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    let titles: Vec<String> = heading.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
+    let lines = || std::iter::once(&titles).chain(rows);
+    let width = |column: usize| lines().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..titles.len()).map(width).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let cells =
-            cells.zip(heading).zip(&widths).map(|((cell, title), &width)| match title.starts_with('>') {
+    for row in lines() {
+        let cells = row.iter().zip(heading).zip(&widths).map(|((cell, title), &width)| {
+            match title.starts_with('>') {
                 true => format!("{cell:>width$}"),
                 false => format!("{cell:<width$}"),
-            });
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    };
-    line(&mut titles.iter().copied());
-    for row in rows {
-        line(&mut row.iter().map(String::as_str));
+            }
+        });
+        say(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

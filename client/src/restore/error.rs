@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use underlay_store::id::ChunkId;
+
 /// Everything a restore reports.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -14,6 +16,8 @@ pub enum RestoreError {
     /// A part of the disk cannot be had from the repository. The source names the chunk, its pack and its place there.
     #[error("the disk's data at offset {offset} bytes cannot be restored")]
     Data {
+        /// The chunk that holds the data.
+        chunk: ChunkId,
         /// Where the data belongs, in bytes of guest address space.
         offset: u64,
         /// What is wrong with the last copy tried. Shared with the other chunks of the same failed read.

@@ -308,7 +308,7 @@ impl<'a> Engine<'a> {
 
     fn at_its_place(&self, window: &Fetched, id: &ChunkId, source: Arc<Error>) -> RestoreError {
         let offset = window.window.places_of(id).first().map(|place| place.offset).unwrap_or_default();
-        RestoreError::Data { offset, source }
+        RestoreError::Data { chunk: *id, offset, source }
     }
 }
 

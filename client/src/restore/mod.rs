@@ -15,6 +15,7 @@
 //! Files grow under a temporary name and take their own only when they are whole and on disk: a restore that fails or is
 //! stopped leaves no half image behind.
 
+mod affected;
 mod damage;
 mod decode;
 mod device;

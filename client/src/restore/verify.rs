@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use underlay_store::id::{ChunkId, NodeId, Root};
 
+use super::affected::affected;
 use super::damage::Damage;
 use super::execute::{Environment, RestoreOptions, RestoreStatistics};
 use super::fetch::Engine;
@@ -50,6 +51,8 @@ pub struct VerifyReport {
     pub statistics: RestoreStatistics,
     /// Damage, with the root of the disk it was met on first.
     pub damage: Vec<(Root, RestoreError)>,
+    /// Every disk that the damage touches, not only the first it was met on. In the order given.
+    pub affected: Vec<Root>,
 }
 
 /// Reads, decrypts and verifies what these disks consist of, each node and chunk once. `percent` of the chunks are read,
@@ -67,13 +70,23 @@ pub fn verify(
 ) -> Result<VerifyReport, RestoreError> {
     environment.progress.phase("read data", None);
     let seen = Seen::new(percent);
-    let mut report = VerifyReport { statistics: RestoreStatistics::default(), damage: Vec::new() };
+    let mut report =
+        VerifyReport { statistics: RestoreStatistics::default(), damage: Vec::new(), affected: Vec::new() };
     for &root in roots {
         let engine = Engine::new(environment, options, Damage::Collect(Mutex::default()));
         engine.run(root, &VerifyOutput::new(root.size), Some(&seen))?;
         let (statistics, damage) = engine.finish();
         report.statistics += statistics;
         report.damage.extend(damage.into_iter().map(|error| (root, error)));
+    }
+    if !report.damage.is_empty() {
+        let bad = (report.damage.iter())
+            .filter_map(|(_, error)| match error {
+                RestoreError::Data { chunk, .. } => Some(*chunk),
+                _ => None,
+            })
+            .collect();
+        report.affected = environment.runtime.block_on(affected(environment, roots, &bad))?;
     }
     Ok(report)
 }

@@ -1,6 +1,6 @@
 //! Key files and paper copies: a key that lies with its owner, never in the repository.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -70,14 +70,22 @@ pub fn parse(object: &str, text: &str) -> Result<(RepositoryId, Key)> {
     Ok((body.repository, Key::from_bytes(object, body.holds, &bytes)?))
 }
 
-/// Writes `text` to a new file that only its owner can read, and syncs it.
+/// Writes `text` to a new file that only its owner can read, and syncs it and its folder.
 ///
 /// # Errors
 /// [`Error::File`]; also if something is there already.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     let failed = |source| Error::File { path: path.into(), action: "write key file", source };
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+    let mut write = || {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // A folder that may be written and not read cannot be synced.
+        File::open(folder).map_or(Ok(()), |folder| folder.sync_all())
+    };
+    // Half a key is worse than none.
+    write().inspect_err(|_| drop(fs::remove_file(path))).map_err(failed)
 }
 
 /// Reads a key file or paper copy for this repository.

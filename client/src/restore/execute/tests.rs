@@ -174,7 +174,7 @@ fn damage_names_chunk_pack_and_place() {
     let (id, location) = memory.some_chunk();
     memory.flip(&location.pack, location.offset as usize + 100);
     let error = to_file(&memory, root).unwrap_err();
-    let RestoreError::Data { offset, source } = &error else { panic!("{error:?}") };
+    let RestoreError::Data { offset, source, .. } = &error else { panic!("{error:?}") };
     assert_eq!(memory.key.backup().chunk_id(&disk[*offset as usize..][..location.plain_length as usize]), id);
     let text = source.to_string();
     for part in [id.to_string(), location.pack.to_string(), format!("offset {} bytes", location.offset)] {
@@ -254,4 +254,23 @@ fn verification_reads_each_chunk_once_and_finds_all_damage() {
         .iter()
         .filter(|(root, error)| *root == roots[1] && matches!(error, RestoreError::Store(_)));
     assert_eq!(trees.count(), 1);
+}
+
+#[test]
+fn damage_touches_every_disk_that_shares_it() {
+    let first = disk_of(&mut Numbers(10), 6 << 20);
+    let mut memory = Memory::new();
+    let root = memory.store(&first);
+    let (_, location) = memory.some_chunk();
+    let mut second = first.clone();
+    second.extend_from_slice(&[9; 4096]);
+    let roots = [root, memory.store(&disk_of(&mut Numbers(11), 3 << 20)), memory.store(&second)];
+    let sound = memory.with(|environment| verify(environment, &roots, 100.0, &options())).unwrap();
+    assert_eq!(sound.affected, []);
+    memory.flip(&location.pack, location.offset as usize + 100);
+    let report = memory.with(|environment| verify(environment, &roots, 100.0, &options())).unwrap();
+    assert_eq!((report.damage.len(), report.affected), (1, vec![roots[0], roots[2]]));
+    memory.flip_node(&roots[1].node.unwrap());
+    let report = memory.with(|environment| verify(environment, &roots, 100.0, &options())).unwrap();
+    assert_eq!(report.affected, roots);
 }
