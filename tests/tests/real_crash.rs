@@ -83,3 +83,30 @@ fn kills_at_fifty_moments_lose_nothing_and_repeat_nothing() {
     underlay.restore("vm@latest", &restored, "raw").unwrap();
     run("cmp", [restored.to_str().unwrap(), image.to_str().unwrap()]).unwrap();
 }
+
+#[test]
+fn backups_at_the_same_time_neither_fail_nor_disturb_each_other() {
+    const PROCESSES: u64 = 4;
+    const EACH: u64 = 10;
+    let folder = tempfile::tempdir().unwrap();
+    let underlay = Underlay::init(folder.path().join("repo").to_str().unwrap(), folder.path()).unwrap();
+    thread::scope(|scope| {
+        for process in 0..PROCESSES {
+            let (underlay, image) = (&underlay, folder.path().join(format!("{process}.raw")));
+            scope.spawn(move || {
+                let file = File::create(&image).unwrap();
+                for round in 0..EACH {
+                    // Half of what they write is the same in all of them.
+                    noise(&file, round, 0, MIB);
+                    noise(&file, 1000 * (process + 1) + round, MIB, MIB);
+                    let vm = format!("vm{process}");
+                    underlay.json(["backup", "--vm", &vm, image.to_str().unwrap()]).unwrap();
+                }
+            });
+        }
+    });
+    let listed = underlay.json(["list"]).unwrap();
+    assert_eq!(listed.as_array().unwrap().len() as u64, PROCESSES * EACH);
+    let checked = underlay.output(["check", "--read-data"]).unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}

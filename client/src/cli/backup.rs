@@ -65,9 +65,6 @@ impl Backup {
         let job = self.job()?;
         let opened = app.open(if self.take_over { Access::TakeOver } else { Access::Write })?;
         let memos = Memos::new(&state_directory(), opened.descriptor.repository);
-        if self.no_memo {
-            memos.clear().map_err(crate::backup::BackupError::from)?;
-        }
         let environment = Environment {
             authority: opened.authority,
             descriptor: &opened.descriptor,
@@ -80,6 +77,7 @@ impl Backup {
         let options = BackupOptions {
             compression: self.compression,
             verify_encoding: !self.no_encode_check,
+            use_memos: !self.no_memo,
             ..BackupOptions::default()
         };
         let outcome = backup(&environment, job, &options)?;

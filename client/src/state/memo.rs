@@ -71,17 +71,4 @@ impl Memos {
         };
         write().map_err(|source| StateError { action: "write", path: path.clone(), source })
     }
-
-    /// Forgets everything: the next backup reads every layer.
-    ///
-    /// # Errors
-    /// If the folder exists and cannot be removed.
-    pub fn clear(&self) -> Result<(), StateError> {
-        match fs::remove_dir_all(&self.folder) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(StateError { action: "remove", path: self.folder.clone(), source })
-            }
-            _ => Ok(()),
-        }
-    }
 }
