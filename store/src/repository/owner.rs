@@ -51,7 +51,13 @@ pub(super) async fn settle(
     }
     let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
     let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
-    backend.put(&names::claim(generation), Bytes::from(next.seal())).await?;
+    if let Err(error) = backend.put(&names::claim(generation), Bytes::from(next.seal())).await {
+        // Another process with the same catalog may have been a moment faster.
+        return match current(backend, &repository).await? {
+            Some(claim) if claim.owner == owner => Ok(true),
+            _ => Err(error),
+        };
+    }
     // What another owner stored before is not in this catalog yet.
     Ok(claim.is_none())
 }
