@@ -190,6 +190,9 @@ impl Error {
             Self::Damaged { .. } | Self::Missing { .. } => {
                 "run `underlay check --read-data` to see which snapshots are affected"
             }
+            Self::Catalog { .. } => {
+                "is its disk full or read-only? if the catalog is damaged, move it away: it is built again from the repository"
+            }
             Self::NoSnapshot { .. } => "`underlay list` shows them all",
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",

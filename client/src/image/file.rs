@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
 
 use rustix::fs::SeekFrom;
 
@@ -57,6 +58,9 @@ pub(super) struct Stat {
     pub size: u64,
     pub mtime_seconds: i64,
     pub mtime_nanos: u32,
+    /// When the file was made, if its file system tells. A removed file's inode number goes to the next file, which can
+    /// have been given the same modification time.
+    pub born: Option<SystemTime>,
 }
 
 /// A regular file or block device, held open read-only.
@@ -190,6 +194,7 @@ fn stat_of(metadata: &std::fs::Metadata, size: u64) -> Stat {
         size,
         mtime_seconds: metadata.mtime(),
         mtime_nanos: metadata.mtime_nsec() as u32,
+        born: metadata.created().ok(),
     }
 }
 

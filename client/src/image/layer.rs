@@ -1,6 +1,7 @@
 //! One image file of a chain.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,7 @@ pub struct LayerIdentity {
     pub mtime_seconds: i64,
     pub mtime_nanos: u32,
     /// BLAKE3 over the header cluster, the active L1 table and the active L2 tables, and over what the host says
-    /// of an external data file. Of a raw layer: over the constant `raw`.
+    /// of an external data file. Of a raw layer: over the constant `raw`. And over the time the file was made.
     pub metadata: [u8; 32],
 }
 
@@ -187,6 +188,7 @@ impl Layer {
                 }
             }
         }
+        hash_birth(&mut hasher, self.content.file().stat);
         if let Some(nonce) = &self.nonce {
             hasher.update(nonce);
         }
@@ -229,6 +231,15 @@ fn hash_stat(hasher: &mut blake3::Hasher, stat: Stat) {
     hasher.update(&stat.size.to_le_bytes());
     hasher.update(&stat.mtime_seconds.to_le_bytes());
     hasher.update(&stat.mtime_nanos.to_le_bytes());
+    hash_birth(hasher, stat);
+}
+
+fn hash_birth(hasher: &mut blake3::Hasher, stat: Stat) {
+    let since = |born: SystemTime| born.duration_since(SystemTime::UNIX_EPOCH).ok();
+    if let Some(born) = stat.born.and_then(since) {
+        hasher.update(b"born");
+        hasher.update(&born.as_nanos().to_le_bytes());
+    }
 }
 
 fn changed(file: &ImageFile, what: &'static str) -> ImageError {

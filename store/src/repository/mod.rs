@@ -59,13 +59,20 @@ impl Repository {
         };
         let id = Descriptor::peek(&descriptor)?.repository;
         let path = catalog_path(&backend, state, id);
-        let catalog = sync::open_catalog(&path, state, id, &backend).await?;
+        let catalog = match sync::open_catalog(&path, state, id, &backend).await {
+            // Whoever only reads needs no catalog that can be written, or is sound.
+            Err(error @ (Error::File { .. } | Error::Catalog { .. })) if access == Access::Read => {
+                tracing::warn!("{error}; reading the repository without it, which takes longer");
+                sync::temporary_catalog(id, &backend).await?
+            }
+            other => other?,
+        };
         let catalog = Arc::new(catalog);
         let ours = owner::settle(&backend, &catalog, id, access).await?;
         if !ours {
             sync::import(&backend, &catalog, id).await?;
         }
-        if access != Access::Read {
+        if ours || access != Access::Read {
             sync::adopt(&backend, &catalog, id).await?;
         }
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));

@@ -90,6 +90,13 @@ fn remember_owner(catalog: &mut Catalog, path: &Path) -> Result<()> {
     }
 }
 
+/// A catalog in memory, built from the bucket: for reading where the real one cannot be opened.
+pub(super) async fn temporary_catalog(id: RepositoryId, backend: &Backend) -> Result<Catalog> {
+    let catalog = Catalog::in_memory(id)?;
+    import(backend, &catalog, id).await?;
+    Ok(catalog)
+}
+
 /// Imports every pack and snapshot that the bucket holds and the catalog does not.
 pub(super) async fn import(backend: &Backend, catalog: &Catalog, id: RepositoryId) -> Result<()> {
     // Snapshots are listed first: whatever they need was stored before them.
