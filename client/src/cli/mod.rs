@@ -2,19 +2,6 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-/// As in the standard library, without the panic.
-macro_rules! println {
-    ($($text:tt)*) => { $crate::cli::output::result(format_args!("{}\n", format_args!($($text)*))) };
-}
-/// As in the standard library, without the panic.
-macro_rules! print {
-    ($($text:tt)*) => { $crate::cli::output::result(format_args!($($text)*)) };
-}
-/// As in the standard library, without the panic.
-macro_rules! eprintln {
-    ($($text:tt)*) => { $crate::cli::output::message(format_args!($($text)*)) };
-}
-
 mod backup;
 mod check;
 mod init;
@@ -22,7 +9,6 @@ mod key;
 mod list;
 mod manual;
 mod open;
-mod output;
 mod progress;
 mod prompt;
 mod report;
@@ -149,10 +135,7 @@ pub fn main() -> ExitCode {
     log(cli.global.verbose);
     let json = cli.global.json;
     match run(cli) {
-        Ok(()) => match output::failure() {
-            None => ExitCode::SUCCESS,
-            Some(error) => Failure::failed("cannot print the result", error).report(false),
-        },
+        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
 }
