@@ -169,6 +169,11 @@ impl Error {
         Self::Damaged { object: object.into(), what: what.into() }
     }
 
+    /// Whether stored bytes are missing or not what was written, as opposed to a store that cannot be reached.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Missing { .. } | Self::Version { .. })
+    }
+
     /// What the user can do next, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {

@@ -1,5 +1,4 @@
 //! What underlay reads from an image is, byte for byte, what QEMU reads.
-#![allow(clippy::unwrap_used)]
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its own functions too")]
 
 use std::fs::{self, File};

@@ -78,7 +78,7 @@ fn on_a_directory() {
 #[test]
 fn on_garage() {
     let (server, folder) = (S3Server::garage().unwrap(), tempfile::tempdir().unwrap());
-    let underlay = Underlay::init_s3(&server, "a prefix/vms", folder.path()).unwrap();
+    let underlay = Underlay::init_s3(&server, "a-prefix/vms", folder.path()).unwrap();
     end_to_end(&underlay, folder.path());
 }
 

@@ -149,9 +149,8 @@ impl Stage {
     fn restore_and_compare(&self, report: &Report, frozen: &str, format: &str) -> Result<f64> {
         let (frozen, restored) = (self.path(frozen), self.path(&format!("restored-{frozen}.{format}")));
         let start = Instant::now();
-        let snapshot = format!("vm1@{}", report.snapshot);
         self.run_underlay(
-            &["restore", &snapshot, "--no-progress", "--format", format, "--to"],
+            &["restore", &report.snapshot, "--no-progress", "--format", format, "--to"],
             &[&restored],
         )?;
         let seconds = start.elapsed().as_secs_f64();

@@ -18,8 +18,7 @@ pub(super) enum Damage {
 impl Damage {
     /// Whether work goes on after this error. A repository that cannot be reached is no finding.
     pub(super) fn collects(&self, error: &Error) -> bool {
-        let found = matches!(error, Error::Damaged { .. } | Error::Missing { .. } | Error::Version { .. });
-        found && matches!(self, Self::Collect(_))
+        error.is_damage() && matches!(self, Self::Collect(_))
     }
 
     /// Takes note of it, or fails with it.

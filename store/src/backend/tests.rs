@@ -90,22 +90,6 @@ async fn memory_conforms() {
     conforms(&Backend::memory()).await;
 }
 
-/// Any S3 server: the `AWS_*` variables, and `UNDERLAY_TEST_BUCKET`, such as `s3://bucket/empty-prefix`.
-#[tokio::test]
-async fn a_bucket_conforms() {
-    if let Ok(location) = std::env::var("UNDERLAY_TEST_BUCKET") {
-        let backend = Backend::open(&location, Options::default()).unwrap();
-        conforms(&backend).await;
-        let name = format!("packs/ab/{}", "ab".repeat(32));
-        for _ in 0..2 {
-            backend.put(&name, Bytes::from_static(b"x")).await.unwrap();
-        }
-        for (name, _) in backend.list("").await.unwrap() {
-            backend.delete(&name).await.unwrap();
-        }
-    }
-}
-
 #[tokio::test]
 async fn wrappers_conform() {
     conforms(&Backend::memory().with_recording().0).await;

@@ -48,7 +48,9 @@ impl Catalog {
             let row = open_row(transaction, session)?;
             let trust = match kind {
                 PackKind::Data => "",
-                PackKind::Nodes => "AND (p.proven OR p.session = ?2)",
+                PackKind::Nodes => {
+                    "AND (p.proven OR EXISTS (SELECT 1 FROM writers WHERE session = ?2 AND pack = p.pack))"
+                }
             };
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT ?2 FROM {} c CROSS JOIN packs p ON p.pack = c.pack
@@ -131,11 +133,11 @@ impl Catalog {
 }
 
 const OWN_NODE: &str = "SELECT 1 FROM nodes c CROSS JOIN packs p ON p.pack = c.pack
-    WHERE c.id = ?1 AND p.session = ?2 AND p.state = 0";
+    JOIN writers w ON w.session = ?2 AND w.pack = p.pack WHERE c.id = ?1 AND p.state = 0";
 const PINNED_NODE: &str = "SELECT 1 FROM pins WHERE session = ?2 AND kind = 2 AND id = ?1";
 const KNOWN_CHUNK: &str = "SELECT 1 FROM pins WHERE session = ?2 AND kind = 1 AND id = ?1
     UNION ALL SELECT 1 FROM chunks c CROSS JOIN packs p ON p.pack = c.pack
-    WHERE c.id = ?1 AND p.session = ?2 AND p.state = 0";
+    JOIN writers w ON w.session = ?2 AND w.pack = p.pack WHERE c.id = ?1 AND p.state = 0";
 
 type Bytes<I> = fn(&I) -> &[u8; 32];
 

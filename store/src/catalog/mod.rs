@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, Totals};
+pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, SnapshotRecord, Totals};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
@@ -60,6 +60,19 @@ impl Catalog {
         let owner = schema::prepare(path, &mut connection, repository)
             .map_err(|e| failed(path, "prepare the database", e))?;
         Ok(Self { path: path.to_owned(), owner, connection: Mutex::new(connection) })
+    }
+
+    /// Makes this catalog act for an owner that the host remembers: its file was lost, the host was not.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn set_owner(&mut self, owner: OwnerId) -> Result<()> {
+        self.write("set the owner", |transaction| {
+            transaction.execute("UPDATE meta SET owner = ?1", [owner.as_bytes()])?;
+            Ok(())
+        })?;
+        self.owner = owner;
+        Ok(())
     }
 
     /// Who this catalog is in ownership claims. Random, made once with the file.

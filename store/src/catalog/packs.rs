@@ -11,29 +11,36 @@ use crate::id::{PackName, SessionId};
 use crate::pack::{Entry, PackId, PackKind};
 
 impl Catalog {
-    /// Records a pack that the session has stored durably. Repeating it is safe.
+    /// Records a pack that the session has stored durably. Repeating it is safe. Sessions that made the same pack each count as
+    /// its writer.
     ///
     /// # Errors
-    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if the pack is known as another's.
+    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if a pack of this name is of another kind or on its
+    /// way out.
     pub fn add_pack(&self, session: SessionId, pack: &PackRecord) -> Result<()> {
         self.write("add a pack", |transaction| {
-            let row = open_row(transaction, session)?;
-            let known: Option<Option<i64>> = transaction
-                .prepare_cached("SELECT session FROM packs WHERE name = ?1")?
-                .query_row([pack.name.as_bytes()], |row| row.get(0))
+            let writer = open_row(transaction, session)?;
+            let known: Option<(i64, u8, i64)> = transaction
+                .prepare_cached("SELECT pack, kind, state FROM packs WHERE name = ?1")?
+                .query_row([pack.name.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .optional()?;
-            match known {
+            let row = match known {
                 None => {
-                    let added = insert_pack(transaction, pack, Some(row))?;
-                    forget_expected(transaction, &pack.name)?;
-                    insert_entries(transaction, &[(added, pack)])
+                    let added = insert_pack(transaction, pack, Some(writer))?;
+                    insert_entries(transaction, &[(added, pack)])?;
+                    added
                 }
-                Some(of) if of == Some(row) => Ok(()),
+                Some((row, kind, 0)) if kind == code(pack.kind) => row,
                 Some(_) => {
-                    let rule = "a pack belongs to the session that wrote it".to_owned();
-                    Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into())
+                    let rule = "a pack of this name is of another kind, or is being removed".to_owned();
+                    return Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into());
                 }
-            }
+            };
+            forget_expected(transaction, &pack.name)?;
+            transaction
+                .prepare_cached("INSERT OR IGNORE INTO writers (session, pack) VALUES (?1, ?2)")?
+                .execute([writer, row])?;
+            Ok(())
         })
     }
 
@@ -90,8 +97,8 @@ impl Catalog {
             for pack in packs {
                 if !known.exists([pack.name.as_bytes()])? {
                     rows.push((insert_pack(transaction, pack, None)?, pack));
-                    forget_expected(transaction, &pack.name)?;
                 }
+                forget_expected(transaction, &pack.name)?;
             }
             insert_entries(transaction, &rows)
         })

@@ -1,7 +1,7 @@
 //! What the catalog takes and gives.
 
 use crate::error::Error;
-use crate::id::{PackName, SessionId};
+use crate::id::{PackName, Root, SessionId, SnapshotId};
 use crate::pack::{Codec, Entry, PackKind};
 
 /// A pack as its trailer describes it.
@@ -38,6 +38,21 @@ impl Location {
         let Self { offset, payload_length, plain_length, codec, .. } = *self;
         Entry { id, offset, payload_length, plain_length, codec }
     }
+}
+
+/// A snapshot as the catalog keeps it.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotRecord<'a> {
+    /// Its id.
+    pub snapshot: SnapshotId,
+    /// Its VM.
+    pub vm: &'a str,
+    /// Its time, in milliseconds since 1970.
+    pub time_ms: i64,
+    /// The object, byte for byte.
+    pub document: &'a [u8],
+    /// Roots of its disks and layers.
+    pub roots: &'a [Root],
 }
 
 /// Whether a pack may be used.
@@ -105,6 +120,8 @@ pub struct Totals {
 pub enum SessionState {
     /// In progress.
     Open,
+    /// Proven; its snapshot is being stored. It can no longer be given up or shut out: it is known to whoever finds the object.
+    Committing,
     /// Ended with a snapshot.
     Committed,
     /// Given up by its writer.
@@ -120,6 +137,7 @@ impl SessionState {
             Self::Committed => 1,
             Self::Abandoned => 2,
             Self::Fenced => 3,
+            Self::Committing => 4,
         }
     }
 
@@ -129,6 +147,7 @@ impl SessionState {
             1 => Some(Self::Committed),
             2 => Some(Self::Abandoned),
             3 => Some(Self::Fenced),
+            4 => Some(Self::Committing),
             _ => None,
         }
     }
@@ -137,6 +156,7 @@ impl SessionState {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
+            Self::Committing => "committing",
             Self::Committed => "committed",
             Self::Abandoned => "abandoned",
             Self::Fenced => "fenced",

@@ -16,12 +16,18 @@ CREATE TABLE packs (
     size        INTEGER NOT NULL,
     entries     INTEGER NOT NULL,
     plain_bytes INTEGER NOT NULL,
-    session     INTEGER,            -- null: found in the bucket
+    session     INTEGER,            -- the first that stored it; null: found in the bucket
     proven      INTEGER NOT NULL,   -- a commit has proven what its nodes refer to
     state       INTEGER NOT NULL DEFAULT 0, -- 0 live, 1 condemned, 2 deleting
     condemned   INTEGER             -- epoch in which it left state 0
 );
-CREATE INDEX packs_of_session ON packs (session);
+
+-- Who stored a pack. Node packs are not encrypted: two sessions that make the same nodes make the same pack.
+CREATE TABLE writers (
+    session INTEGER NOT NULL,
+    pack    INTEGER NOT NULL,
+    PRIMARY KEY (session, pack)
+) WITHOUT ROWID;
 
 -- Packs about to be stored: one whose writer was killed before it could add it is found again by its name.
 CREATE TABLE expected_packs (
@@ -58,7 +64,7 @@ CREATE TABLE sessions (
     vm        TEXT NOT NULL,
     opened_at INTEGER NOT NULL,     -- assigned from the clock
     epoch     INTEGER NOT NULL,     -- in which it opened
-    state     INTEGER NOT NULL,     -- 0 open, 1 committed, 2 abandoned, 3 fenced
+    state     INTEGER NOT NULL,     -- 0 open, 1 committed, 2 abandoned, 3 fenced, 4 committing
     last_seen INTEGER NOT NULL
 );
 

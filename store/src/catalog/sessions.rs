@@ -82,6 +82,22 @@ impl Catalog {
         })
     }
 
+    /// From here on the session's snapshot may exist: it is proven, and about to be stored. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`Error::Session`] unless the session is open or committing already.
+    pub fn begin_commit(&self, session: SessionId) -> Result<()> {
+        self.write("begin a commit", |transaction| {
+            let (row, state) = known_row(transaction, session)?;
+            if !matches!(state, SessionState::Open | SessionState::Committing) {
+                return Err(state.refuse(session).into());
+            }
+            let state = SessionState::Committing.code();
+            transaction.execute("UPDATE sessions SET state = ?2 WHERE session = ?1", params![row, state])?;
+            Ok(())
+        })
+    }
+
     /// Gives a session up: it lets go of what it held. Its packs stay for gc. Nothing happens to one that was given up or
     /// fenced before.
     ///
@@ -168,6 +184,7 @@ pub(super) fn node_bytes(root: &Root) -> &[u8] {
 pub(super) fn close(transaction: &Transaction<'_>, row: i64, state: SessionState) -> rusqlite::Result<()> {
     transaction.execute("UPDATE sessions SET state = ?2 WHERE session = ?1", params![row, state.code()])?;
     transaction.execute("DELETE FROM pins WHERE session = ?1", [row])?;
+    transaction.execute("DELETE FROM writers WHERE session = ?1", [row])?;
     transaction.execute("DELETE FROM session_roots WHERE session = ?1", [row])?;
     Ok(())
 }
@@ -180,7 +197,7 @@ pub(super) fn open_row(transaction: &Transaction<'_>, session: SessionId) -> Out
     }
 }
 
-fn known_row(transaction: &Transaction<'_>, session: SessionId) -> Outcome<(i64, SessionState)> {
+pub(super) fn known_row(transaction: &Transaction<'_>, session: SessionId) -> Outcome<(i64, SessionState)> {
     let found = row_of(transaction, session)?;
     found.ok_or_else(|| Error::Session { session, state: "unknown" }.into())
 }

@@ -1,38 +1,46 @@
 //! Snapshots, and the commit that makes one of a session.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::record::SessionState;
-use super::sessions::{close, node_bytes, open_row};
+use super::record::{SessionState, SnapshotRecord};
+use super::sessions::{close, known_row, node_bytes};
 use super::{Catalog, Outcome, expect, to_sql};
 use crate::error::{Error, Result};
-use crate::id::{Root, SessionId, SnapshotId};
+use crate::id::{NodeId, SessionId, SnapshotId};
 
 impl Catalog {
-    /// Ends a session with a snapshot: from here on its roots are live and its packs proven. All of it happens or nothing.
+    /// Ends a session with a snapshot: from here on its roots are live. All of it happens or nothing; repeating it is safe.
     ///
     /// `document` is the snapshot object, already durable; `roots` are those of its disks and layers. The caller has proven every
-    /// reference.
+    /// reference on the way to the nodes in `proven`: packs of the session that hold only such nodes are promised to others.
     ///
     /// # Errors
-    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if there is such a snapshot already.
+    /// [`Error::Session`] unless the session is open or committing; [`Error::Invalid`] if there is another snapshot of this id.
     pub fn commit_session(
         &self,
         session: SessionId,
-        snapshot: SnapshotId,
-        vm: &str,
-        time_ms: i64,
-        document: &[u8],
-        roots: &[Root],
+        record: &SnapshotRecord<'_>,
+        proven: &[NodeId],
     ) -> Result<()> {
         self.write("commit a session", |transaction| {
-            let row = open_row(transaction, session)?;
-            if find(transaction, snapshot)?.is_some() {
+            let (row, state) = known_row(transaction, session)?;
+            let stored = stored_document(transaction, record.snapshot)?;
+            if stored.as_ref().is_some_and(|document| document != record.document) {
                 let rule = "a snapshot is written once".to_owned();
-                return Err(Error::Invalid { what: "snapshot", value: snapshot.to_string(), rule }.into());
+                let value = record.snapshot.to_string();
+                return Err(Error::Invalid { what: "snapshot", value, rule }.into());
             }
-            insert(transaction, snapshot, vm, time_ms, document, roots)?;
-            transaction.execute("UPDATE packs SET proven = 1 WHERE session = ?1", [row])?;
+            match state {
+                SessionState::Open | SessionState::Committing => {}
+                SessionState::Committed if stored.is_some() => return Ok(()),
+                _ => return Err(state.refuse(session).into()),
+            }
+            if stored.is_none() {
+                insert(transaction, record)?;
+            }
+            prove_packs(transaction, row, proven)?;
             close(transaction, row, SessionState::Committed)?;
             Ok(())
         })
@@ -42,17 +50,10 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Catalog`].
-    pub fn import_snapshot(
-        &self,
-        snapshot: SnapshotId,
-        vm: &str,
-        time_ms: i64,
-        document: &[u8],
-        roots: &[Root],
-    ) -> Result<()> {
+    pub fn import_snapshot(&self, record: &SnapshotRecord<'_>) -> Result<()> {
         self.write("import a snapshot", |transaction| {
-            if find(transaction, snapshot)?.is_none() {
-                insert(transaction, snapshot, vm, time_ms, document, roots)?;
+            if stored_document(transaction, record.snapshot)?.is_none() {
+                insert(transaction, record)?;
             }
             Ok(())
         })
@@ -81,35 +82,48 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn has_snapshot(&self, snapshot: SnapshotId) -> Result<bool> {
-        self.read("look up a snapshot", |transaction| Ok(find(transaction, snapshot)?.is_some()))
+        self.read("look up a snapshot", |transaction| Ok(stored_document(transaction, snapshot)?.is_some()))
     }
 }
 
-fn find(transaction: &Transaction<'_>, snapshot: SnapshotId) -> rusqlite::Result<Option<i64>> {
+fn stored_document(transaction: &Transaction<'_>, snapshot: SnapshotId) -> rusqlite::Result<Option<Vec<u8>>> {
     transaction
-        .prepare_cached("SELECT snapshot FROM snapshots WHERE id = ?1")?
+        .prepare_cached("SELECT document FROM snapshots WHERE id = ?1")?
         .query_row([snapshot.as_bytes()], |row| row.get(0))
         .optional()
 }
 
-fn insert(
-    transaction: &Transaction<'_>,
-    snapshot: SnapshotId,
-    vm: &str,
-    time_ms: i64,
-    document: &[u8],
-    roots: &[Root],
-) -> Outcome<()> {
+/// Marks those packs of the session whose nodes are all among `proven`.
+fn prove_packs(transaction: &Transaction<'_>, session: i64, proven: &[NodeId]) -> Outcome<()> {
+    let mut reached: HashMap<i64, u64> = HashMap::new();
+    let mut find = transaction.prepare_cached(
+        "SELECT n.pack FROM nodes n JOIN writers w ON w.session = ?2 AND w.pack = n.pack WHERE n.id = ?1",
+    )?;
+    for id in proven {
+        let mut rows = find.query(params![id.as_bytes(), session])?;
+        while let Some(row) = rows.next()? {
+            *reached.entry(row.get(0)?).or_default() += 1;
+        }
+    }
+    let mut mark =
+        transaction.prepare_cached("UPDATE packs SET proven = 1 WHERE pack = ?1 AND entries = ?2")?;
+    for (pack, nodes) in reached {
+        mark.execute(params![pack, to_sql(nodes)])?;
+    }
+    Ok(())
+}
+
+fn insert(transaction: &Transaction<'_>, record: &SnapshotRecord<'_>) -> Outcome<()> {
     transaction.execute(
         "INSERT INTO snapshots (id, vm, time, document) VALUES (?1, ?2, ?3, ?4)",
-        params![snapshot.as_bytes(), vm, time_ms, document],
+        params![record.snapshot.as_bytes(), record.vm, record.time_ms, record.document],
     )?;
     let row = transaction.last_insert_rowid();
     let mut add = transaction
         .prepare_cached("INSERT OR IGNORE INTO roots (node, size, snapshot) VALUES (?1, ?2, ?3)")?;
-    for root in roots {
+    for root in record.roots {
         add.execute(params![node_bytes(root), to_sql(root.size), row])?;
     }
-    transaction.execute("UPDATE meta SET clock = max(clock, ?1)", [time_ms])?;
+    transaction.execute("UPDATE meta SET clock = max(clock, ?1)", [record.time_ms])?;
     Ok(())
 }

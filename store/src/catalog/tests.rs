@@ -34,6 +34,23 @@ fn root(size: u64, n: u8) -> Root {
     Root { size, node: Some(node(n)) }
 }
 
+/// Commits as if the proof had reached every node there is.
+fn commit(
+    catalog: &Catalog,
+    of: SessionId,
+    id: SnapshotId,
+    time_ms: i64,
+    document: &[u8],
+    roots: &[Root],
+) -> Result<()> {
+    let proven: Vec<NodeId> = (0..=255).map(node).collect();
+    catalog.commit_session(of, &SnapshotRecord { snapshot: id, vm: "vm", time_ms, document, roots }, &proven)
+}
+
+fn import(catalog: &Catalog, id: SnapshotId, time_ms: i64, document: &[u8], roots: &[Root]) -> Result<()> {
+    catalog.import_snapshot(&SnapshotRecord { snapshot: id, vm: "vm", time_ms, document, roots })
+}
+
 fn entry(n: u8, at: usize) -> Entry {
     Entry { id: [n; 32], offset: 100 * at as u32, payload_length: 90, plain_length: 4096, codec: Codec::Zstd }
 }
@@ -61,7 +78,7 @@ fn nothing_works(catalog: &Catalog, id: SessionId, state: &str) {
     is_session_error(catalog.known_chunks(id, &[]), state);
     is_session_error(catalog.session_roots(id), state);
     is_session_error(catalog.touch(id, 1), state);
-    is_session_error(catalog.commit_session(id, snapshot(200), "vm", 1, b"", &[]), state);
+    is_session_error(commit(&catalog, id, snapshot(200), 1, b"", &[]), state);
     assert!(!catalog.has_snapshot(snapshot(200)).unwrap());
 }
 
@@ -72,7 +89,7 @@ fn times_only_grow() {
     assert_eq!(catalog.open_session(session(2), "vm", 1000).unwrap(), 1001);
     assert_eq!(catalog.open_session(session(3), "other", 5).unwrap(), 1002);
     assert_eq!(catalog.open_session(session(4), "vm", 2000).unwrap(), 2000);
-    catalog.import_snapshot(snapshot(1), "vm", 9000, b"", &[]).unwrap();
+    import(&catalog, snapshot(1), 9000, b"", &[]).unwrap();
     assert_eq!(catalog.open_session(session(5), "vm", 2000).unwrap(), 9001);
 }
 
@@ -99,7 +116,7 @@ fn a_session_ends_once() {
     }
     catalog.touch(session(1), 77).unwrap();
 
-    catalog.commit_session(session(1), snapshot(1), "vm", 1, b"doc", &[]).unwrap();
+    commit(&catalog, session(1), snapshot(1), 1, b"doc", &[]).unwrap();
     assert_eq!(catalog.session_state(session(1)).unwrap(), Some(SessionState::Committed));
     nothing_works(&catalog, session(1), "committed");
     is_session_error(catalog.abandon_session(session(1)), "committed");
@@ -132,7 +149,7 @@ fn a_session_that_ended_holds_nothing() {
         catalog.pin_roots(session(n), &[Root { size: 1, node: None }]).unwrap();
     }
     assert_eq!(held(), (4, 4));
-    catalog.commit_session(session(1), snapshot(1), "vm", 1, b"doc", &[]).unwrap();
+    commit(&catalog, session(1), snapshot(1), 1, b"doc", &[]).unwrap();
     assert_eq!(held(), (3, 3));
     catalog.abandon_session(session(2)).unwrap();
     catalog.fence_session(session(3)).unwrap();
@@ -173,7 +190,7 @@ fn nodes_are_trusted_once_proven() {
     assert_eq!(catalog.is_own_node(session(1), &[node(3), node(2)]).unwrap(), [false, true]);
     assert_eq!(catalog.is_own_node(session(2), &[node(1)]).unwrap(), [false]);
 
-    catalog.commit_session(session(1), snapshot(1), "vm", 1, b"doc", &[root(4096, 1)]).unwrap();
+    commit(&catalog, session(1), snapshot(1), 1, b"doc", &[root(4096, 1)]).unwrap();
     assert_eq!(catalog.have_nodes(session(2), &[node(2), node(1), node(5)]).unwrap(), [true, true, false]);
     assert_eq!(
         catalog.is_pinned_node(session(2), &[node(2), node(1), node(5)]).unwrap(),
@@ -196,7 +213,7 @@ fn roots_hang_from_live_snapshots() {
     assert_eq!(catalog.pin_roots(session(1), &asked).unwrap(), [false, false, true, false]);
     assert_eq!(catalog.session_roots(session(1)).unwrap(), [zeros]);
     let roots = [root(4096, 1), root(4096, 1), Root { size: 5, node: None }];
-    catalog.commit_session(session(1), snapshot(1), "vm", 1, b"doc", &roots).unwrap();
+    commit(&catalog, session(1), snapshot(1), 1, b"doc", &roots).unwrap();
     assert_eq!(catalog.pin_roots(session(2), &asked).unwrap(), [true, false, true, false]);
     let mut held = catalog.session_roots(session(2)).unwrap();
     held.sort();
@@ -204,7 +221,7 @@ fn roots_hang_from_live_snapshots() {
 }
 
 #[test]
-fn a_pack_is_added_once_and_has_one_owner() {
+fn a_pack_is_added_once_whoever_writes_it() {
     let catalog = catalog();
     for n in 1..=2 {
         catalog.open_session(session(n), "vm", 0).unwrap();
@@ -213,7 +230,13 @@ fn a_pack_is_added_once_and_has_one_owner() {
     catalog.add_pack(session(1), &first).unwrap();
     catalog.add_pack(session(1), &first).unwrap();
     catalog.import_pack(&first).unwrap();
-    assert!(matches!(catalog.add_pack(session(2), &first), Err(Error::Invalid { what: "pack", .. })));
+    assert_eq!(catalog.known_chunks(session(2), &[chunk(1)]).unwrap(), [false]);
+    catalog.add_pack(session(2), &first).unwrap();
+    for n in 1..=2 {
+        assert_eq!(catalog.known_chunks(session(n), &[chunk(1)]).unwrap(), [true]);
+    }
+    let other = PackRecord { kind: PackKind::Nodes, ..first.clone() };
+    assert!(matches!(catalog.add_pack(session(2), &other), Err(Error::Invalid { what: "pack", .. })));
     assert_eq!(
         catalog.totals().unwrap(),
         Totals { packs: 1, pack_bytes: 1000, chunks: 2, plain_bytes: 8192, ..Totals::default() }
@@ -300,14 +323,14 @@ fn what_is_found_in_the_bucket_must_be_proven() {
 fn snapshots_come_oldest_first_with_their_documents() {
     let catalog = catalog();
     catalog.open_session(session(1), "vm", 5).unwrap();
-    catalog.import_snapshot(snapshot(9), "vm", 1, b"one", &[root(1, 1)]).unwrap();
-    catalog.import_snapshot(snapshot(9), "vm", 1, b"again", &[]).unwrap();
-    catalog.import_snapshot(snapshot(2), "vm", 3, b"three", &[]).unwrap();
-    catalog.commit_session(session(1), snapshot(5), "vm", 2, b"two", &[]).unwrap();
+    import(&catalog, snapshot(9), 1, b"one", &[root(1, 1)]).unwrap();
+    import(&catalog, snapshot(9), 1, b"again", &[]).unwrap();
+    import(&catalog, snapshot(2), 3, b"three", &[]).unwrap();
+    commit(&catalog, session(1), snapshot(5), 2, b"two", &[]).unwrap();
     let expected = [(9, &b"one"[..]), (5, b"two"), (2, b"three")].map(|(n, d)| (snapshot(n), d.to_vec()));
     assert_eq!(catalog.snapshots().unwrap(), expected);
     catalog.open_session(session(2), "vm", 5).unwrap();
-    let again = catalog.commit_session(session(2), snapshot(5), "vm", 2, b"x", &[root(2, 2)]);
+    let again = commit(&catalog, session(2), snapshot(5), 2, b"x", &[root(2, 2)]);
     assert!(matches!(again, Err(Error::Invalid { what: "snapshot", .. })));
     assert_eq!(catalog.session_state(session(2)).unwrap(), Some(SessionState::Open));
     assert_eq!(catalog.pin_roots(session(2), &[root(2, 2), root(1, 1)]).unwrap(), [false, true]);
@@ -324,7 +347,7 @@ fn work(path: &Path, n: u8) {
         catalog.add_pack(session(n), &record).unwrap();
         assert_eq!(catalog.have_chunks(session(n), &[chunk(n), chunk(250)]).unwrap(), [true, true]);
     }
-    catalog.commit_session(session(n), snapshot(n), "vm", 0, b"", &[]).unwrap();
+    commit(&catalog, session(n), snapshot(n), 0, b"", &[]).unwrap();
 }
 
 /// Only a child of the test below does anything here.

@@ -53,7 +53,8 @@ async fn packs(
         .collect();
     let known = catalog.packs(kind)?;
     progress.phase("packs", options.scrub.then(|| known.iter().map(|pack| pack.size).sum()));
-    let unknown = listed.len().saturating_sub(known.len());
+    let names: HashSet<PackName> = known.iter().map(|pack| pack.name).collect();
+    let unknown = listed.keys().filter(|name| !names.contains(name)).count();
     if unknown > 0 {
         report.notices.push(format!(
             "{unknown} packs are in the bucket and not in the catalog: leftovers of interrupted backups"
@@ -68,10 +69,12 @@ async fn packs(
             Some(size) if *size != pack.size => {
                 Some(format!("it has {size} bytes, the catalog says {}", pack.size))
             }
-            Some(_) if options.scrub => {
-                let bytes = backend.get(&name).await?;
-                (pack::name_of(&bytes) != pack.name).then(|| "its SHA-256 is not its name".to_owned())
-            }
+            Some(_) if options.scrub => match backend.get(&name).await {
+                Ok(bytes) if pack::name_of(&bytes) == pack.name => None,
+                Ok(_) => Some("its SHA-256 is not its name".to_owned()),
+                Err(error) if error.is_damage() => Some(error.to_string()),
+                Err(error) => return Err(error),
+            },
             Some(_) => None,
         };
         progress.advance(if options.scrub { pack.size } else { 1 });
@@ -93,6 +96,16 @@ async fn snapshots(
     bad: &HashSet<PackName>,
 ) -> Result<()> {
     let stored = catalog.snapshots()?;
+    for (name, _) in backend.list(names::SNAPSHOTS).await? {
+        let Some(ObjectName::Snapshot(id)) = ObjectName::parse(&name) else { continue };
+        if stored.iter().any(|(known, _)| *known == id) {
+            continue;
+        }
+        match Snapshot::peek(&id, &repository, &backend.get(&name).await?) {
+            Ok(_) => report.notices.push(format!("{name} was never acknowledged, and is not listed")),
+            Err(error) => report.find(name, error.to_string()),
+        }
+    }
     progress.phase("snapshots", Some(stored.len() as u64));
     let mut walk = Walk { catalog, nodes, bad, sound: HashSet::new(), chunks: 0 };
     for (id, cataloged) in stored {
@@ -101,7 +114,8 @@ async fn snapshots(
         match backend.get(&name).await {
             Ok(bytes) if bytes == cataloged => {}
             Ok(_) => report.find(name.clone(), "it is not what was committed"),
-            Err(error) => report.find(name.clone(), error.to_string()),
+            Err(error) if error.is_damage() => report.find(name.clone(), error.to_string()),
+            Err(error) => return Err(error),
         }
         let snapshot: Snapshot = match Snapshot::peek(&id, &repository, &cataloged) {
             Ok(snapshot) => snapshot,
@@ -147,7 +161,7 @@ impl Walk<'_> {
         while !open.is_empty() {
             let mut batch = open.split_off(open.len().saturating_sub(BATCH));
             batch.retain(|(id, _)| !self.sound.contains(id));
-            let found = self.read(&batch, report).await;
+            let found = self.read(&batch, report).await?;
             let mut chunks = Vec::new();
             for ((id, level), node) in batch.into_iter().zip(found) {
                 match node {
@@ -180,22 +194,23 @@ impl Walk<'_> {
         Ok(whole)
     }
 
-    async fn read(&self, batch: &[(NodeId, u8)], report: &mut CheckReport) -> Vec<Option<Node>> {
+    async fn read(&self, batch: &[(NodeId, u8)], report: &mut CheckReport) -> Result<Vec<Option<Node>>> {
         let ids: Vec<NodeId> = batch.iter().map(|(id, _)| *id).collect();
         if let Ok(encodings) = self.nodes.read(&ids).await {
-            return (encodings.iter().zip(&ids)).map(|(bytes, id)| decode(id, bytes, report)).collect();
+            return Ok((encodings.iter().zip(&ids)).map(|(bytes, id)| decode(id, bytes, report)).collect());
         }
         let mut nodes = Vec::new();
         for id in ids {
             nodes.push(match self.nodes.read(&[id]).await {
                 Ok(bytes) => bytes.first().and_then(|bytes| decode(&id, bytes, report)),
-                Err(error) => {
+                Err(error) if error.is_damage() => {
                     report.find(format!("node {id}"), error.to_string());
                     None
                 }
+                Err(error) => return Err(error),
             });
         }
-        nodes
+        Ok(nodes)
     }
 
     fn look_up(&mut self, mut chunks: Vec<ChunkId>, report: &mut CheckReport) -> Result<()> {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Access, Repository, blocking, owner};
 use crate::authority::{Authority, SessionGrant, StoredDocument};
-use crate::catalog::{Catalog, Location, PackRecord, Totals};
+use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
 use crate::check::{self, CheckOptions, CheckReport};
 use crate::document;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId};
@@ -127,14 +127,17 @@ impl Authority for Repository {
         let roots: Vec<Root> = snapshot.roots().copied().collect();
         let live = self.with_catalog(move |catalog| catalog.session_roots(session)).await?;
         let facts = SessionFacts { repository: self, session };
-        if let Err(reason) = prove(&facts, &roots, &live).await? {
-            return Err(Error::Unproven { snapshot: id, reason });
-        }
+        let proven = match prove(&facts, &roots, &live).await? {
+            Ok(proven) => proven,
+            Err(reason) => return Err(Error::Unproven { snapshot: id, reason }),
+        };
+        self.with_catalog(move |catalog| catalog.begin_commit(session)).await?;
         self.backend.put(&names::snapshot(&id), document.clone()).await?;
         owner::still_ours(&self.backend, &self.catalog, &self.id).await?;
         self.with_catalog(move |catalog| {
-            let time = snapshot.time.as_milliseconds();
-            catalog.commit_session(session, id, &snapshot.vm, time, &document, &roots)
+            let (time_ms, vm) = (snapshot.time.as_milliseconds(), snapshot.vm.as_str());
+            let record = SnapshotRecord { snapshot: id, vm, time_ms, document: &document, roots: &roots };
+            catalog.commit_session(session, &record, &proven)
         })
         .await
     }

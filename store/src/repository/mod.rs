@@ -59,10 +59,10 @@ impl Repository {
         };
         let id = Descriptor::peek(&descriptor)?.repository;
         let path = catalog_path(&backend, state, id);
-        let (catalog, fresh) = sync::open_catalog(&path, id, &backend).await?;
+        let catalog = sync::open_catalog(&path, state, id, &backend).await?;
         let catalog = Arc::new(catalog);
         let ours = owner::settle(&backend, &catalog, id, access).await?;
-        if !ours && !fresh {
+        if !ours {
             sync::import(&backend, &catalog, id).await?;
         }
         if access != Access::Read {

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::backend::Backend;
-use crate::catalog::{Catalog, PackRecord};
-use crate::id::{PackName, RepositoryId, Root};
+use crate::catalog::{Catalog, PackRecord, SessionState, SnapshotRecord};
+use crate::id::{OwnerId, PackName, RepositoryId, Root};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, Entry, PackId, PackKind, Parsed};
 use crate::snapshot::Snapshot;
@@ -21,39 +22,83 @@ const PARALLEL: usize = 16;
 /// Packs put into the catalog at once.
 const TOGETHER: usize = 256;
 
-/// Opens the catalog at `path`, building it from the bucket if there is none. True if it was built.
+/// Opens the catalog at `path`, building it from the bucket if there is none. `state` remembers who this host is.
 pub(super) async fn open_catalog(
     path: &Path,
+    state: &Path,
     id: RepositoryId,
     backend: &Backend,
-) -> Result<(Catalog, bool)> {
+) -> Result<Catalog> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let file = |action| move |source| Error::File { path: path.to_owned(), action, source };
     fs::create_dir_all(folder).map_err(file("create the folder of"))?;
     let lock = File::create(path.with_extension("lock")).map_err(file("lock"))?;
     lock.lock().map_err(file("lock"))?;
-    if path.exists() {
-        return Ok((Catalog::open(path, id)?, false));
+    if path.try_exists().map_err(file("look for"))? {
+        return Catalog::open(path, id);
     }
-    // Built aside and renamed, so that a half-built catalog is never taken for a whole one.
+    // Built aside and renamed, so that a half-built catalog is never taken for a whole one. A log that a lost catalog left
+    // behind would be replayed into the new one.
     let building = path.with_extension("building");
-    for leftover in ["building", "building-wal", "building-shm"] {
-        match fs::remove_file(path.with_extension(leftover)) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(file("remove what is left of")(source));
+    for leftover in [
+        &building,
+        &beside(&building, "-wal"),
+        &beside(&building, "-shm"),
+        &beside(path, "-wal"),
+        &beside(path, "-shm"),
+    ] {
+        match fs::remove_file(leftover) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(Error::File { path: leftover.clone(), action: "remove", source });
             }
             _ => {}
         }
     }
-    let catalog = Catalog::open(&building, id)?;
+    let mut catalog = Catalog::open(&building, id)?;
+    remember_owner(&mut catalog, &state.join("owners").join(id.to_string()))?;
     import(backend, &catalog, id).await?;
     drop(catalog);
     fs::rename(&building, path).map_err(file("put in place"))?;
-    Ok((Catalog::open(path, id)?, true))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("put in place"))?;
+    Catalog::open(path, id)
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// A catalog that was lost is rebuilt under the same owner: the claim in the bucket stays this host's.
+fn remember_owner(catalog: &mut Catalog, path: &Path) -> Result<()> {
+    let file = |action| move |source| Error::File { path: path.to_owned(), action, source };
+    match fs::read_to_string(path) {
+        Ok(text) => match OwnerId::from_hex(text.trim()) {
+            Some(owner) => catalog.set_owner(owner),
+            None => Err(Error::damaged(path.display().to_string(), "it holds no owner id")),
+        },
+        Err(source) if source.kind() == ErrorKind::NotFound => {
+            let folder = path.parent().unwrap_or(Path::new("."));
+            fs::create_dir_all(folder).map_err(file("create the folder of"))?;
+            let partial = path.with_extension(format!("{}.partial", std::process::id()));
+            let mut written = File::create(&partial).map_err(file("write"))?;
+            writeln!(written, "{}", catalog.owner()).map_err(file("write"))?;
+            written.sync_all().map_err(file("write"))?;
+            fs::rename(&partial, path).map_err(file("write"))
+        }
+        Err(source) => Err(file("read")(source)),
+    }
 }
 
 /// Imports every pack and snapshot that the bucket holds and the catalog does not.
 pub(super) async fn import(backend: &Backend, catalog: &Catalog, id: RepositoryId) -> Result<()> {
+    // Snapshots are listed first: whatever they need was stored before them.
+    let snapshots = backend.list(names::SNAPSHOTS).await?;
+    import_packs(backend, catalog).await?;
+    adopt_snapshots(backend, catalog, id, snapshots).await
+}
+
+async fn import_packs(backend: &Backend, catalog: &Catalog) -> Result<()> {
     for kind in [PackKind::Data, PackKind::Nodes] {
         let known: HashSet<PackName> = catalog.packs(kind)?.into_iter().map(|pack| pack.name).collect();
         let listed = backend.list(kind.folder()).await?;
@@ -74,7 +119,7 @@ pub(super) async fn import(backend: &Backend, catalog: &Catalog, id: RepositoryI
             catalog.import_packs(&records)?;
         }
     }
-    adopt(backend, catalog, id).await
+    Ok(())
 }
 
 /// Imports what was stored but never acknowledged, because its writer was killed: packs it had announced, and snapshots.
@@ -85,15 +130,44 @@ pub(super) async fn adopt(backend: &Backend, catalog: &Catalog, id: RepositoryId
             catalog.import_pack(&read_record(backend, pack, size).await?)?;
         }
     }
-    for (name, _) in backend.list(names::SNAPSHOTS).await? {
+    adopt_snapshots(backend, catalog, id, backend.list(names::SNAPSHOTS).await?).await
+}
+
+async fn adopt_snapshots(
+    backend: &Backend,
+    catalog: &Catalog,
+    id: RepositoryId,
+    listed: Vec<(String, u64)>,
+) -> Result<()> {
+    for (name, _) in listed {
         let Some(ObjectName::Snapshot(snapshot)) = ObjectName::parse(&name) else { continue };
         if catalog.has_snapshot(snapshot)? {
             continue;
         }
         let bytes = backend.get(&name).await?;
-        let body = Snapshot::peek(&snapshot, &id, &bytes)?;
+        let body = match Snapshot::peek(&snapshot, &id, &bytes) {
+            Ok(body) => body,
+            // One damaged document must not keep anyone from all the others. A check reports it.
+            Err(error) if error.is_damage() => {
+                tracing::warn!("{error}");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let roots: Vec<Root> = body.roots().copied().collect();
-        catalog.import_snapshot(snapshot, &body.vm, body.time.as_milliseconds(), &bytes, &roots)?;
+        let (vm, time_ms) = (body.vm.as_str(), body.time.as_milliseconds());
+        let record = SnapshotRecord { snapshot, vm, time_ms, document: &bytes, roots: &roots };
+        match catalog.session_state(body.session)? {
+            // Proven before its object was stored; its writer may be dead or about to say the same.
+            Some(SessionState::Committing) => catalog.commit_session(body.session, &record, &[])?,
+            Some(SessionState::Committed) => catalog.import_snapshot(&record)?,
+            Some(state) => tracing::warn!("{name} is left alone: its session is {}", state.name()),
+            // Another owner's: its packs may be as unknown as it was.
+            None => {
+                import_packs(backend, catalog).await?;
+                catalog.import_snapshot(&record)?;
+            }
+        }
     }
     Ok(())
 }

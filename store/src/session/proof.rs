@@ -35,8 +35,13 @@ struct Claim {
 }
 
 /// Checks that each child of each new node below `roots` is in this session's packs, pinned by it, or hangs at the same
-/// place of a tree in `live`. Returns the first reference that fails, in words.
-pub(crate) async fn prove(facts: &dyn Facts, roots: &[Root], live: &[Root]) -> Result<Result<(), String>> {
+/// place of a tree in `live`. Returns the new nodes that the walk
+/// reached, or the first reference that fails, in words.
+pub(crate) async fn prove(
+    facts: &dyn Facts,
+    roots: &[Root],
+    live: &[Root],
+) -> Result<Result<Vec<NodeId>, String>> {
     let mut live: Vec<Candidate> =
         live.iter().filter_map(|root| Some((root.node?, root_level(root.size)))).collect();
     let mut proven: HashSet<NodeId> = HashSet::new();
@@ -53,7 +58,7 @@ pub(crate) async fn prove(facts: &dyn Facts, roots: &[Root], live: &[Root]) -> R
         }
         live.push((id, level));
     }
-    Ok(Ok(()))
+    Ok(Ok(proven.into_iter().collect()))
 }
 
 /// Candidates above `level` are followed down their first children: the same guest addresses.
@@ -88,8 +93,9 @@ async fn prove_batch(
     let mut new = Vec::new();
     for ((claim, own), pinned) in batch.into_iter().zip(own).zip(pinned) {
         match (own, pinned) {
-            (_, true) => {}
-            (true, false) => new.push(claim),
+            // Its own nodes are walked even if they were promised back to it: nobody has proven them yet.
+            (true, _) => new.push(claim),
+            (false, true) => {}
             (false, false) => {
                 return Ok(Err(format!(
                     "node {} is neither new, nor pinned, nor part of a live snapshot",
@@ -111,6 +117,8 @@ async fn prove_batch(
             )));
         }
         let below = beside(&claim, &live);
+        // What is below it is on the list: if one reference fails, so does the whole proof.
+        proven.insert(claim.id);
         match node {
             Node::Inner { children, .. } => {
                 for (at, child) in children.iter().enumerate() {
@@ -119,8 +127,6 @@ async fn prove_batch(
                         below.iter().filter_map(|candidate| candidate.child(at, claim.level)).collect();
                     open.push(Claim { id, level: claim.level - 1, candidates });
                 }
-                // Its children are on the list: if one fails, so does the whole proof.
-                proven.insert(claim.id);
             }
             Node::Leaf(runs) => {
                 let old: HashSet<ChunkId> = below.iter().flat_map(|beside| beside.chunks()).collect();

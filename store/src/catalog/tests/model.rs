@@ -29,8 +29,8 @@ struct Session {
 #[derive(Default)]
 struct Model {
     sessions: BTreeMap<u8, Session>,
-    /// Name to kind, ids, writer, proven.
-    packs: BTreeMap<u8, (PackKind, BTreeSet<u8>, Option<u8>, bool)>,
+    /// Name to kind, ids, writers, proven.
+    packs: BTreeMap<u8, (PackKind, BTreeSet<u8>, BTreeSet<u8>, bool)>,
     snapshots: BTreeMap<u8, u8>,
 }
 
@@ -43,14 +43,14 @@ impl Model {
         self.packs.values().any(|(of, ids, writer, proven)| {
             *of == kind
                 && ids.contains(&id)
-                && (kind == PackKind::Data || *proven || *writer == Some(session))
+                && (kind == PackKind::Data || *proven || writer.contains(&session))
         })
     }
 
     fn owns(&self, session: u8, kind: PackKind, id: u8) -> bool {
         self.packs
             .values()
-            .any(|(of, ids, writer, _)| *of == kind && ids.contains(&id) && *writer == Some(session))
+            .any(|(of, ids, writer, _)| *of == kind && ids.contains(&id) && writer.contains(&session))
     }
 
     fn end(&mut self, session: u8, state: SessionState) {
@@ -105,15 +105,16 @@ fn take(catalog: &Catalog, model: &mut Model, step: Step) {
         }
         Step::Add(s, name, kind, ids) => {
             let added = catalog.add_pack(session(s), &pack(name, kind, &ids));
-            let fits = model.packs.get(&name).is_none_or(|(_, _, writer, _)| *writer == Some(s));
+            let fits = model.packs.get(&name).is_none_or(|(of, ..)| *of == kind);
             assert_eq!(added.is_ok(), model.is_open(s) && fits);
             if added.is_ok() {
-                model.packs.entry(name).or_insert((kind, ids.into_iter().collect(), Some(s), false));
+                let new = || (kind, ids.into_iter().collect(), BTreeSet::new(), false);
+                model.packs.entry(name).or_insert_with(new).2.insert(s);
             }
         }
         Step::Import(name, kind, ids) => {
             catalog.import_pack(&pack(name, kind, &ids)).unwrap();
-            model.packs.entry(name).or_insert((kind, ids.into_iter().collect(), None, false));
+            model.packs.entry(name).or_insert((kind, ids.into_iter().collect(), BTreeSet::new(), false));
         }
         Step::Prove(name) => {
             catalog.mark_proven(&[PackName::new([name; 32])]).unwrap();
@@ -130,12 +131,15 @@ fn take(catalog: &Catalog, model: &mut Model, step: Step) {
         }
         Step::Commit(s, name, of) => {
             let roots = [root(u64::from(of), of)];
-            let committed = catalog.commit_session(session(s), snapshot(name), "vm", 0, &[of], &roots);
-            assert_eq!(committed.is_ok(), model.is_open(s) && !model.snapshots.contains_key(&name));
-            if committed.is_ok() {
+            let committed = commit(catalog, session(s), snapshot(name), 0, &[of], &roots);
+            let (open, before) = (model.is_open(s), model.snapshots.get(&name).copied());
+            let ended = model.sessions.get(&s).is_some_and(|of| of.state == Some(SessionState::Committed));
+            let same = before == Some(of);
+            assert_eq!(committed.is_ok(), (open && (before.is_none() || same)) || (ended && same));
+            if committed.is_ok() && open {
                 model.end(s, SessionState::Committed);
                 model.snapshots.insert(name, of);
-                model.packs.values_mut().filter(|pack| pack.2 == Some(s)).for_each(|pack| pack.3 = true);
+                model.packs.values_mut().filter(|pack| pack.2.contains(&s)).for_each(|pack| pack.3 = true);
             }
         }
         Step::End(s, fence) => {
