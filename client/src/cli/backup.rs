@@ -71,7 +71,7 @@ impl Backup {
             key: opened.key.backup(),
             memos: &memos,
             runtime: app.runtime.handle().clone(),
-            progress: &app.progress,
+            progress: &*app.progress,
             cancel: &app.cancel,
         };
         let options = BackupOptions {

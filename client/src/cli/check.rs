@@ -28,7 +28,7 @@ pub(super) struct Check {
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%",
           value_parser = share)]
     read_data: Option<f64>,
-    /// Also read every pack and compare its SHA-256 with its name. Needs no key
+    /// Also read every pack and compare its SHA-256 with its name
     #[arg(long)]
     scrub: bool,
 }
@@ -47,7 +47,7 @@ impl Check {
             opened.restore_key()?;
         }
         let options = CheckOptions { scrub: self.scrub };
-        let mut report = app.wait(opened.authority.check(&options, &app.progress))?;
+        let mut report = app.wait(opened.authority.check(&options, &*app.progress))?;
         let Snapshots { sound, damaged } = app.snapshots(&opened)?;
         report.findings.extend(damaged.iter().map(|damaged| finding(&damaged.name, &damaged.error)));
         let verified = match self.read_data {
@@ -81,7 +81,7 @@ fn read_data(
         key: opened.restore_key()?,
         repository: opened.descriptor.repository,
         runtime: app.runtime.handle().clone(),
-        progress: &app.progress,
+        progress: &*app.progress,
         cancel: &app.cancel,
     };
     let mut percent = percent;

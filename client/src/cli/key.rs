@@ -23,7 +23,7 @@ use super::text::{count, say, say_bytes, table};
 /// exported, from the backup key only itself.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  underlay key list\n  underlay key add --label office\n  \
-                        underlay key export --holds backup backup.key\n  underlay key paper > key.txt")]
+                        underlay key export --holds backup backup.key\n  underlay key paper key.txt")]
 pub(super) struct KeyCommand {
     #[command(subcommand)]
     verb: Verb,

@@ -27,6 +27,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use underlay_store::Error;
+use underlay_store::progress::Progress;
 
 use progress::Bars;
 use report::Failure;
@@ -46,6 +47,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 done in part,
 
 /// What every verb takes.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
 struct Global {
     /// The repository: a directory, or s3://bucket/prefix (credentials and endpoint from the AWS_* variables)
     #[arg(long, env = "UNDERLAY_REPO", value_name = "URL", global = true)]
@@ -77,25 +79,17 @@ impl Global {
     }
 }
 
+/// Their descriptions lie with their arguments.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a new repository and its keys
     Init(init::Init),
-    /// List, add, remove and export keys
     Key(key::KeyCommand),
-    /// Back up a virtual machine's disks
     Backup(backup::Backup),
-    /// List snapshots
     List(list::List),
-    /// Show everything about a snapshot
     Show(show::Show),
-    /// Write a snapshot's disks as image files
     Restore(restore::Restore),
-    /// Check the repository
     Check(check::Check),
-    /// Print shell completions
     Completions(manual::Completions),
-    /// Print the manual page, or write all of them to a folder
     Man(manual::Man),
 }
 
@@ -103,7 +97,7 @@ enum Verb {
 struct App {
     global: Global,
     runtime: tokio::runtime::Runtime,
-    progress: Bars,
+    progress: Arc<Bars>,
     /// Set by the first interrupt; the pipelines look at it.
     cancel: Arc<AtomicBool>,
     /// The same, for what waits.
@@ -166,8 +160,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::failed("cannot start worker threads", error))?;
     let cancel = Arc::new(AtomicBool::new(false));
     let (stop, stopping) = watch::channel(false);
-    runtime.spawn(stop_on_interrupt(Arc::clone(&cancel), stop));
-    let progress = Bars::new(!cli.global.no_progress && !cli.global.json);
+    let progress = Arc::new(Bars::new(!cli.global.no_progress && !cli.global.json));
+    runtime.spawn(stop_on_interrupt(Arc::clone(&cancel), stop, Arc::clone(&progress)));
     let app = App { global: cli.global, runtime, progress, cancel, stopping };
     let result = match cli.verb {
         Verb::Init(init) => init.run(&app),
@@ -185,7 +179,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// The first interrupt asks the work to stop in order; the second ends the program.
-async fn stop_on_interrupt(cancel: Arc<AtomicBool>, stop: watch::Sender<bool>) {
+async fn stop_on_interrupt(cancel: Arc<AtomicBool>, stop: watch::Sender<bool>, progress: Arc<Bars>) {
     let (Ok(mut interrupts), Ok(mut terminations)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
@@ -204,7 +198,7 @@ async fn stop_on_interrupt(cancel: Arc<AtomicBool>, stop: watch::Sender<bool>) {
             eprintln!();
             std::process::exit(i32::from(report::INTERRUPTED));
         }
-        eprintln!("stopping; interrupt again to stop at once");
+        progress.notice("stopping; interrupt again to stop at once");
     }
 }
 
@@ -217,16 +211,46 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn parses(line: &str) -> bool {
+        parse(line.split(' ').map(OsString::from)).is_ok()
+    }
+
     #[test]
-    fn read_data_takes_a_share() {
-        for (text, valid) in [
-            ("--read-data", true),
-            ("--read-data=5%", true),
-            ("--read-data=0%", false),
-            ("--read-data=x", false),
+    fn what_is_taken() {
+        for line in [
+            "underlay init --key-file /k --chunk-size fixed-64k",
+            "underlay backup --vm web /web.qcow2",
+            "underlay backup --vm web vda=/a vdb=/b --format raw --allow-dir /x --allow-dir /y",
+            "underlay --repo /r list",
+            "underlay list web --repo s3://bucket/vms --json",
+            "underlay show web@latest -vv",
+            "underlay restore 5f3a --to - --format raw",
+            "underlay check --read-data=5% --scrub --no-progress",
+            "underlay key add --holds backup --label office",
+            "underlay key paper /file",
         ] {
-            let parsed = Cli::try_parse_from(["underlay", "check", text]);
-            assert_eq!(parsed.is_ok(), valid, "{text}");
+            assert!(parses(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for line in [
+            "underlay",
+            "underlay prune",
+            "underlay init --chunk-size 3",
+            "underlay backup --vm web",
+            "underlay backup /web.qcow2",
+            "underlay backup --vm web --compression 20 /web.qcow2",
+            "underlay restore web@latest",
+            "underlay restore --to /x",
+            "underlay restore web@latest --to /x --format vmdk",
+            "underlay check --read-data=0%",
+            "underlay check --read-data 5%",
+            "underlay key export",
+            "underlay completions dos",
+        ] {
+            assert!(!parses(line), "{line}");
         }
     }
 }

@@ -32,11 +32,11 @@ fn is_counted(name: &str, total: Option<u64>) -> bool {
 fn style(name: &str, total: Option<u64>) -> ProgressStyle {
     let template = match (is_counted(name, total), total) {
         (false, Some(_)) => {
-            "{msg:12} {bar:30} {bytes:>11} of {total_bytes} {binary_bytes_per_sec:>13}, {eta} left"
+            "{msg:10} {wide_bar} {bytes:>10} of {total_bytes} {binary_bytes_per_sec:>12}, {eta} left"
         }
-        (false, None) => "{msg:12} {spinner} {bytes:>11} {binary_bytes_per_sec:>13}",
-        (true, Some(_)) => "{msg:12} {bar:30} {pos:>11} of {len}, {eta} left",
-        (true, None) => "{msg:12} {spinner} {pos:>11}",
+        (false, None) => "{msg:10} {spinner} {bytes:>10} {binary_bytes_per_sec:>12}",
+        (true, Some(_)) => "{msg:10} {wide_bar} {pos:>10} of {len}, {eta} left",
+        (true, None) => "{msg:10} {spinner} {pos:>10}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -1,11 +1,12 @@
 //! Passphrases: from a file, the environment, or a person at the terminal.
 
 use std::fs::File;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use underlay_store::Error;
 use zeroize::Zeroizing;
 
 use super::report::Failure;
@@ -60,7 +61,10 @@ pub(super) fn ask(prompt: &str, instead: &str) -> Result<Zeroizing<String>, Fail
     *ASKING.lock().unwrap_or_else(PoisonError::into_inner) = before;
     let answer = rpassword::prompt_password(prompt).map(Zeroizing::new);
     ASKING.lock().unwrap_or_else(PoisonError::into_inner).take();
-    answer.map_err(|error| Failure::failed("cannot ask for a passphrase", error))
+    answer.map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => Error::Interrupted.into(),
+        _ => Failure::failed("cannot ask for a passphrase", error),
+    })
 }
 
 /// Asks for a new passphrase, twice.

@@ -79,7 +79,7 @@ impl Restore {
             key,
             repository: opened.descriptor.repository,
             runtime: app.runtime.handle().clone(),
-            progress: &app.progress,
+            progress: &*app.progress,
             cancel: &app.cancel,
         };
         // All of them are begun before the first is written: what stands in the way is found out now.

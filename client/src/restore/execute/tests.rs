@@ -264,7 +264,7 @@ fn damage_touches_every_disk_that_shares_it() {
     let (_, location) = memory.some_chunk();
     let mut second = first.clone();
     second.extend_from_slice(&[9; 4096]);
-    let roots = [root, memory.store(&disk_of(&mut Numbers(11), 3 << 20)), memory.store(&second)];
+    let roots = [root, memory.store(&[200; 3 << 20]), memory.store(&second)];
     let sound = memory.with(|environment| verify(environment, &roots, 100.0, &options())).unwrap();
     assert_eq!(sound.affected, []);
     memory.flip(&location.pack, location.offset as usize + 100);

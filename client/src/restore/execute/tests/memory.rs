@@ -190,7 +190,9 @@ impl Memory {
         let backup = self.key.backup().clone();
         let mut encoder = ChunkEncoder::new(&backup, self.repository, 1).unwrap();
         let chunks: Vec<_> = chunks.iter().collect();
-        for some in chunks.chunks(60) {
+        // No pack of a single chunk: copied alone, in reverse order, it would get the same name.
+        let together = if chunks.len() % 60 == 1 { 59 } else { 60 };
+        for some in chunks.chunks(together) {
             let (key, sealed) = backup.seal_data_key(&self.repository).unwrap();
             let mut writer = PackWriter::data(self.repository, vec![sealed]).unwrap();
             for (id, plain) in some {
