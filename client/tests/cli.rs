@@ -279,8 +279,9 @@ fn exit_codes_say_what_happened() {
     assert!(place.fails(1, &backup).contains("--format"));
     let backup = [&backup[..], &["--format", "raw"]].concat();
     place.ok(&backup);
-    // Without its catalog this host is another one.
+    // Without its catalog and its state this host is another one.
     fs::remove_dir_all(place.path("repo/catalog")).unwrap();
+    fs::remove_dir_all(place.path("state")).unwrap();
     assert!(place.fails(11, &backup).contains("--take-over"));
     place.ok(&["list"]);
     place.ok(&[&backup[..], &["--take-over"]].concat());
@@ -374,7 +375,7 @@ fn a_result_that_cannot_be_printed_is_an_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = place.command(&["list"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(failure(&output, 1), "");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}: whoever read had enough");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Errors as a person reads them, and exit codes.
 
 use std::error::Error as StdError;
+use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -59,11 +60,11 @@ impl Failure {
     /// The result could not be printed.
     pub fn stdout(error: std::io::Error) -> Self {
         // Whoever closed the pipe has seen enough.
-        let messages = match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Vec::new(),
-            _ => vec!["cannot write to stdout".into(), error.to_string()],
+        let (code, messages) = match error.kind() {
+            std::io::ErrorKind::BrokenPipe => (0, Vec::new()),
+            _ => (FAILED, vec!["cannot write to stdout".into(), error.to_string()]),
         };
-        Self { stdout_is_taken: true, ..Self::new(FAILED, messages, None) }
+        Self { stdout_is_taken: true, ..Self::new(code, messages, None) }
     }
 
     /// Keeps stdout free of it, for it carries data.
@@ -89,12 +90,15 @@ impl Failure {
 
     /// Prints it on stderr.
     pub fn explain(&self) {
+        let mut text = String::new();
         if !self.messages.is_empty() {
-            eprintln!("underlay: {}", self.line());
+            text += &format!("underlay: {}\n", self.line());
         }
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            text += &format!("hint: {hint}\n");
         }
+        // Nowhere is left to say that stderr is full.
+        let _ = std::io::stderr().write_all(text.as_bytes());
     }
 
     /// Prints it and gives the exit code.
