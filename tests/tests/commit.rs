@@ -100,15 +100,18 @@ fn a_lost_catalog_and_a_damaged_snapshot_cost_neither_the_rest_nor_the_ownership
     let image = lab.path("vm.raw");
     std::fs::write(&image, vec![3; 1 << 20]).unwrap();
     let outcome = lab.backup("vm", &image, underlay_client::image::Format::Raw).unwrap();
-    let damaged = folder.path().join("snapshots").join(format!("{}.json", SnapshotId::random()));
-    std::fs::write(damaged, "{}").unwrap();
+    let damaged = SnapshotId::random();
+    std::fs::write(folder.path().join(format!("snapshots/{damaged}.json")), "{}").unwrap();
     std::fs::remove_file(folder.path().join("catalog/catalog.sqlite")).unwrap();
     lab.runtime.block_on(async {
         let again = Repository::open(backend, &lab.path("state"), Access::Write).await.unwrap();
         let listed = again.snapshots().await.unwrap();
+        let names: Vec<&str> = listed.iter().map(|document| document.name.as_str()).collect();
+        let unreadable = format!("snapshots/{damaged}.json");
         assert_eq!(
-            listed.iter().map(|document| document.name.clone()).collect::<Vec<_>>(),
-            [names::snapshot(&outcome.snapshot)]
+            names,
+            [&names::snapshot(&outcome.snapshot), &unreadable],
+            "the damaged one is not hidden"
         );
         let report = again
             .check(&underlay_store::check::CheckOptions::default(), &underlay_store::progress::Silent)

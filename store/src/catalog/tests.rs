@@ -7,6 +7,9 @@ use super::*;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SnapshotId};
 
 mod model;
+mod snapshots;
+
+use snapshots::{commit, import};
 
 const REPOSITORY: RepositoryId = RepositoryId::new([7; 16]);
 
@@ -32,23 +35,6 @@ fn node(n: u8) -> NodeId {
 
 fn root(size: u64, n: u8) -> Root {
     Root { size, node: Some(node(n)) }
-}
-
-/// Commits as if the proof had reached every node there is.
-fn commit(
-    catalog: &Catalog,
-    of: SessionId,
-    id: SnapshotId,
-    time_ms: i64,
-    document: &[u8],
-    roots: &[Root],
-) -> Result<()> {
-    let proven: Vec<NodeId> = (0..=255).map(node).collect();
-    catalog.commit_session(of, &SnapshotRecord { snapshot: id, vm: "vm", time_ms, document, roots }, &proven)
-}
-
-fn import(catalog: &Catalog, id: SnapshotId, time_ms: i64, document: &[u8], roots: &[Root]) -> Result<()> {
-    catalog.import_snapshot(&SnapshotRecord { snapshot: id, vm: "vm", time_ms, document, roots })
 }
 
 fn entry(n: u8, at: usize) -> Entry {

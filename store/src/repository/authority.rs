@@ -151,6 +151,7 @@ impl Authority for Repository {
         Ok(stored
             .into_iter()
             .map(|(id, bytes)| StoredDocument { name: names::snapshot(&id), bytes: bytes.into() })
+            .chain(self.unreadable.iter().cloned())
             .collect())
     }
 

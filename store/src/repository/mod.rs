@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::Catalog;
 use crate::id::{RepositoryId, SlotId};
@@ -28,6 +29,8 @@ pub struct Repository {
     catalog: Arc<Catalog>,
     nodes: nodes::NodeReader,
     access: Access,
+    /// Documents below `snapshots/` that cannot be read: listed, so that whoever verifies them sees it.
+    unreadable: Vec<StoredDocument>,
 }
 
 impl Repository {
@@ -69,14 +72,12 @@ impl Repository {
         };
         let catalog = Arc::new(catalog);
         let ours = owner::settle(&backend, &catalog, id, access).await?;
-        if !ours {
-            sync::import(&backend, &catalog, id).await?;
-        }
-        if ours || access != Access::Read {
-            sync::adopt(&backend, &catalog, id).await?;
-        }
+        let unreadable = match ours {
+            true => sync::adopt(&backend, &catalog, id).await?,
+            false => sync::import(&backend, &catalog, id).await?,
+        };
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        Ok(Self { id, backend, catalog, nodes, access })
+        Ok(Self { id, backend, catalog, nodes, access, unreadable })
     }
 
     /// The repository's id.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::{Catalog, PackRecord, SessionState, SnapshotRecord};
 use crate::id::{OwnerId, PackName, RepositoryId, Root};
@@ -97,8 +98,12 @@ pub(super) async fn temporary_catalog(id: RepositoryId, backend: &Backend) -> Re
     Ok(catalog)
 }
 
-/// Imports every pack and snapshot that the bucket holds and the catalog does not.
-pub(super) async fn import(backend: &Backend, catalog: &Catalog, id: RepositoryId) -> Result<()> {
+/// Imports every pack and snapshot that the bucket holds and the catalog does not. Returns snapshots that cannot be read.
+pub(super) async fn import(
+    backend: &Backend,
+    catalog: &Catalog,
+    id: RepositoryId,
+) -> Result<Vec<StoredDocument>> {
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
     import_packs(backend, catalog).await?;
@@ -130,7 +135,12 @@ async fn import_packs(backend: &Backend, catalog: &Catalog) -> Result<()> {
 }
 
 /// Imports what was stored but never acknowledged, because its writer was killed: packs it had announced, and snapshots.
-pub(super) async fn adopt(backend: &Backend, catalog: &Catalog, id: RepositoryId) -> Result<()> {
+/// Returns snapshots that cannot be read.
+pub(super) async fn adopt(
+    backend: &Backend,
+    catalog: &Catalog,
+    id: RepositoryId,
+) -> Result<Vec<StoredDocument>> {
     for pack in catalog.expected_packs()? {
         // Absent, it may be on its way from another process: nothing is concluded.
         if let Some(size) = backend.size(&pack.to_string()).await? {
@@ -145,7 +155,8 @@ async fn adopt_snapshots(
     catalog: &Catalog,
     id: RepositoryId,
     listed: Vec<(String, u64)>,
-) -> Result<()> {
+) -> Result<Vec<StoredDocument>> {
+    let mut unreadable = Vec::new();
     for (name, _) in listed {
         let Some(ObjectName::Snapshot(snapshot)) = ObjectName::parse(&name) else { continue };
         if catalog.has_snapshot(snapshot)? {
@@ -154,9 +165,9 @@ async fn adopt_snapshots(
         let bytes = backend.get(&name).await?;
         let body = match Snapshot::peek(&snapshot, &id, &bytes) {
             Ok(body) => body,
-            // One damaged document must not keep anyone from all the others. A check reports it.
+            // One damaged document must not keep anyone from all the others.
             Err(error) if error.is_damage() => {
-                tracing::warn!("{error}");
+                unreadable.push(StoredDocument { name, bytes });
                 continue;
             }
             Err(error) => return Err(error),
@@ -176,7 +187,7 @@ async fn adopt_snapshots(
             }
         }
     }
-    Ok(())
+    Ok(unreadable)
 }
 
 /// What a pack holds: by its trailer, or by its frames if the trailer is damaged.
