@@ -279,8 +279,9 @@ fn exit_codes_say_what_happened() {
     assert!(place.fails(1, &backup).contains("--format"));
     let backup = [&backup[..], &["--format", "raw"]].concat();
     place.ok(&backup);
-    // Without its catalog this host is another one.
+    // A host that has neither catalog nor state is another one.
     fs::remove_dir_all(place.path("repo/catalog")).unwrap();
+    fs::remove_dir_all(place.path("state")).unwrap();
     assert!(place.fails(11, &backup).contains("--take-over"));
     place.ok(&["list"]);
     place.ok(&[&backup[..], &["--take-over"]].concat());
@@ -302,6 +303,12 @@ fn damage_is_found_named_and_never_restored() {
     let scrubbed = place.run(&["check", "--scrub"]);
     assert!(failure(&scrubbed, 12).contains("damaged"));
     assert!(String::from_utf8(scrubbed.stdout).unwrap().contains(name));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    failure(
+        &place.command(&["check", "--scrub"]).stdout(writer).stderr(Stdio::piped()).output().unwrap(),
+        12,
+    );
     let output = place.run(&["check", "--read-data", "--json"]);
     failure(&output, 12);
     let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -363,18 +370,6 @@ fn an_interrupt_stops_in_order() {
     assert!(failure(&output, 130).contains("interrupted"));
     let whole = fs::read(image).unwrap();
     assert!(rest.len() < whole.len() - 1 && whole[1..].starts_with(&rest), "only data comes out");
-}
-
-#[test]
-fn a_result_that_cannot_be_printed_is_an_error() {
-    let place = Place::with_key();
-    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let output = place.command(&["list"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
-    assert!(failure(&output, 1).contains("cannot write to stdout"));
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = place.command(&["list"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(failure(&output, 1), "");
 }
 
 #[test]

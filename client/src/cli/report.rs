@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use serde_json::json;
 use underlay_store::Error;
 
+use super::text::{say, warn};
 use crate::backup::BackupError;
 use crate::image::ImageError;
 use crate::restore::RestoreError;
 
+pub(super) const DONE: u8 = 0;
 pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
 pub(super) const IN_PART: u8 = 3;
@@ -58,12 +60,12 @@ impl Failure {
 
     /// The result could not be printed.
     pub fn stdout(error: std::io::Error) -> Self {
-        // Whoever closed the pipe has seen enough.
-        let messages = match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Vec::new(),
-            _ => vec!["cannot write to stdout".into(), error.to_string()],
+        let failure = match error.kind() {
+            // Whoever closed the pipe has seen enough.
+            std::io::ErrorKind::BrokenPipe => Self::new(DONE, Vec::new(), None),
+            _ => Self::new(FAILED, vec!["cannot write to stdout".into(), error.to_string()], None),
         };
-        Self { stdout_is_taken: true, ..Self::new(FAILED, messages, None) }
+        failure.keep_stdout_clean()
     }
 
     /// Keeps stdout free of it, for it carries data.
@@ -90,10 +92,10 @@ impl Failure {
     /// Prints it on stderr.
     pub fn explain(&self) {
         if !self.messages.is_empty() {
-            eprintln!("underlay: {}", self.line());
+            warn(format_args!("underlay: {}", self.line()));
         }
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            warn(format_args!("hint: {hint}"));
         }
     }
 
@@ -103,7 +105,7 @@ impl Failure {
         if json && !self.stdout_is_taken {
             let document = json!({ "error": self.line(), "hint": self.hint, "exit_code": self.code });
             // It is on stderr already.
-            let _ = super::text::say(document);
+            let _ = say(document);
         }
         ExitCode::from(self.code)
     }
