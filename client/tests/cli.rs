@@ -279,7 +279,7 @@ fn exit_codes_say_what_happened() {
     assert!(place.fails(1, &backup).contains("--format"));
     let backup = [&backup[..], &["--format", "raw"]].concat();
     place.ok(&backup);
-    // A host that has neither catalog nor state is another one.
+    // Without its catalog and its state this host is another one.
     fs::remove_dir_all(place.path("repo/catalog")).unwrap();
     fs::remove_dir_all(place.path("state")).unwrap();
     assert!(place.fails(11, &backup).contains("--take-over"));
@@ -370,6 +370,18 @@ fn an_interrupt_stops_in_order() {
     assert!(failure(&output, 130).contains("interrupted"));
     let whole = fs::read(image).unwrap();
     assert!(rest.len() < whole.len() - 1 && whole[1..].starts_with(&rest), "only data comes out");
+}
+
+#[test]
+fn a_result_that_cannot_be_printed_is_an_error() {
+    let place = Place::with_key();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = place.command(&["list"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert!(failure(&output, 1).contains("cannot write to stdout"));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = place.command(&["list"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}: whoever read had enough");
 }
 
 #[test]

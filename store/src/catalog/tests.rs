@@ -78,7 +78,7 @@ fn nothing_works(catalog: &Catalog, id: SessionId, state: &str) {
     is_session_error(catalog.known_chunks(id, &[]), state);
     is_session_error(catalog.session_roots(id), state);
     is_session_error(catalog.touch(id, 1), state);
-    is_session_error(commit(&catalog, id, snapshot(200), 1, b"", &[]), state);
+    is_session_error(commit(catalog, id, snapshot(200), 1, b"", &[]), state);
     assert!(!catalog.has_snapshot(snapshot(200)).unwrap());
 }
 
