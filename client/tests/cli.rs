@@ -303,6 +303,12 @@ fn damage_is_found_named_and_never_restored() {
     let scrubbed = place.run(&["check", "--scrub"]);
     assert!(failure(&scrubbed, 12).contains("damaged"));
     assert!(String::from_utf8(scrubbed.stdout).unwrap().contains(name));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    failure(
+        &place.command(&["check", "--scrub"]).stdout(writer).stderr(Stdio::piped()).output().unwrap(),
+        12,
+    );
     let output = place.run(&["check", "--read-data", "--json"]);
     failure(&output, 12);
     let checked: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -13,7 +13,7 @@ use underlay_store::snapshot::Snapshot;
 use super::App;
 use super::open::{Opened, Snapshots};
 use super::report::{DAMAGE, Failure};
-use super::text::{count, say, size};
+use super::text::{count, say, size, warn};
 use crate::restore::{Environment, RestoreError, RestoreOptions, VerifyReport, verify};
 
 /// Check the repository.
@@ -59,9 +59,9 @@ impl Check {
         let mut told = HashSet::new();
         report.findings.retain(|finding| told.insert((finding.object.clone(), finding.what.clone())));
         app.progress.finish();
-        tell(app, &report, verified.as_ref())?;
+        let told = tell(app, &report, verified.as_ref());
         match report.is_sound() {
-            true => Ok(()),
+            true => told,
             false => Err(Failure::after_result(DAMAGE, "the repository is damaged")),
         }
     }
@@ -132,7 +132,7 @@ fn tell(app: &App, report: &CheckReport, verified: Option<&VerifyReport>) -> Res
         say(format!("affected: snapshot {} of {}, disk {}", affected.snapshot, affected.vm, affected.disk))?;
     }
     for notice in &report.notices {
-        eprintln!("note: {notice}");
+        warn(format_args!("note: {notice}"));
     }
     let (packs, bytes) = (count(report.packs, "pack"), size(report.pack_bytes));
     let (snapshots, nodes) = (count(report.snapshots, "snapshot"), count(report.nodes, "node"));

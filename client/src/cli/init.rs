@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::App;
 use super::prompt;
 use super::report::Failure;
-use super::text::say;
+use super::text::{say, warn};
 
 /// How to make a repository without being asked.
 const NAME_A_KEY: &str =
@@ -112,9 +112,15 @@ async fn discard_key(backend: &Backend, error: &Error, path: &Path) {
     let never_made = matches!(error, Error::AlreadyExists { .. })
         || matches!(backend.size(underlay_store::names::DESCRIPTOR).await, Ok(None));
     if !never_made {
-        eprintln!("note: the repository may have been made all the same; its key is in {}", path.display());
+        warn(format_args!(
+            "note: the repository may have been made all the same; its key is in {}",
+            path.display()
+        ));
     } else if let Err(error) = std::fs::remove_file(path) {
-        eprintln!("note: {} is the key of no repository and could not be removed: {error}", path.display());
+        warn(format_args!(
+            "note: {} is the key of no repository and could not be removed: {error}",
+            path.display()
+        ));
     }
 }
 

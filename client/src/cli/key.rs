@@ -15,7 +15,7 @@ use super::App;
 use super::open::Opened;
 use super::prompt;
 use super::report::{DAMAGE, Failure};
-use super::text::{count, say, say_bytes, table};
+use super::text::{count, say, say_bytes, table, warn};
 
 /// List, add, remove and export keys.
 ///
@@ -122,29 +122,29 @@ fn list(app: &App) -> Result<(), Failure> {
         match Slot::read(&descriptor.repository, &document.name, &document.bytes) {
             Ok(slot) => slots.push(slot),
             Err(error) => {
-                eprintln!("underlay: {}", Failure::from(&error).line());
+                warn(format_args!("underlay: {}", Failure::from(&error).line()));
                 unreadable += 1;
             }
         }
     }
     slots.sort_by_key(|slot| (slot.created, slot.slot));
-    if app.global.json {
+    let told = if app.global.json {
         let slots = slots.iter().map(|slot| {
             json!({ "slot": slot.slot, "holds": slot.holds, "label": slot.label, "created": slot.created })
         });
-        say(serde_json::Value::from_iter(slots))?;
+        say(serde_json::Value::from_iter(slots))
     } else if slots.is_empty() {
-        say("no passphrases: this repository opens with a key file")?;
+        say("no passphrases: this repository opens with a key file")
     } else {
         let row = |slot: &Slot| {
             let [id, holds, created] =
                 [slot.slot.to_string(), slot.holds.to_string(), slot.created.to_string()];
             vec![id, holds, created, slot.label.clone()]
         };
-        table(&["SLOT", "HOLDS", "CREATED", "LABEL"], &slots.iter().map(row).collect::<Vec<_>>())?;
-    }
+        table(&["SLOT", "HOLDS", "CREATED", "LABEL"], &slots.iter().map(row).collect::<Vec<_>>())
+    };
     match unreadable {
-        0 => Ok(()),
+        0 => told,
         _ => Err(Failure::after_result(DAMAGE, format!("{} cannot be read", count(unreadable, "slot")))),
     }
 }

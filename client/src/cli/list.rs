@@ -25,17 +25,17 @@ impl List {
         let snapshots = app.snapshots(&opened)?;
         let wanted = |snapshot: &&Snapshot| self.vm.as_ref().is_none_or(|vm| *vm == snapshot.vm);
         let listed: Vec<&Snapshot> = snapshots.sound.iter().filter(wanted).collect();
-        match (app.global.json, &self.vm) {
-            (true, _) => say(serde_json::Value::from_iter(listed.into_iter().map(summary)))?,
-            (false, Some(vm)) if listed.is_empty() => say(format!("no snapshots of {vm}"))?,
-            (false, None) if listed.is_empty() => say("no snapshots")?,
+        let told = match (app.global.json, &self.vm) {
+            (true, _) => say(serde_json::Value::from_iter(listed.into_iter().map(summary))),
+            (false, Some(vm)) if listed.is_empty() => say(format!("no snapshots of {vm}")),
+            (false, None) if listed.is_empty() => say("no snapshots"),
             (false, _) => {
                 let rows: Vec<_> = listed.into_iter().map(row).collect();
-                table(&["SNAPSHOT", "VM", "TIME", ">DISKS", ">NEW", "CONSISTENCY"], &rows)?;
+                table(&["SNAPSHOT", "VM", "TIME", ">DISKS", ">NEW", "CONSISTENCY"], &rows)
             }
-        }
+        };
         match snapshots.report_damaged() {
-            0 => Ok(()),
+            0 => told,
             damaged => Err(Failure::after_result(
                 DAMAGE,
                 format!("{} cannot be believed", count(damaged as u64, "snapshot")),

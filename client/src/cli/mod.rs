@@ -1,7 +1,5 @@
 //! The command line: one file a verb. The only room that prints. stdout is the result, stderr is progress and messages.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 mod backup;
 mod check;
 mod init;
@@ -195,7 +193,7 @@ async fn stop_on_interrupt(cancel: Arc<AtomicBool>, stop: watch::Sender<bool>, p
         stop.send_replace(true);
         let asked = prompt::give_terminal_back();
         if asked || !first {
-            eprintln!();
+            text::warn("");
             std::process::exit(i32::from(report::INTERRUPTED));
         }
         progress.notice("stopping; interrupt again to stop at once");

@@ -13,6 +13,7 @@ use underlay_store::snapshot::{Descriptor, Snapshot, select};
 use super::App;
 use super::prompt;
 use super::report::Failure;
+use super::text::warn;
 use crate::state::state_directory;
 
 /// How to name a key without being asked.
@@ -140,7 +141,7 @@ impl Snapshots {
     /// Says which snapshots cannot be believed. How many there are.
     pub fn report_damaged(&self) -> usize {
         for damaged in &self.damaged {
-            eprintln!("underlay: {}", Failure::from(&damaged.error).line());
+            warn(format_args!("underlay: {}", Failure::from(&damaged.error).line()));
         }
         self.damaged.len()
     }

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use underlay_store::progress::Progress;
 
+use super::text::warn;
+
 /// One bar, restarted by each phase; none if stderr is no terminal.
 #[derive(Debug)]
 pub(super) struct Bars {
@@ -58,6 +60,9 @@ impl Progress for Bars {
     }
 
     fn notice(&self, text: &str) {
-        self.bar.lock().unwrap_or_else(PoisonError::into_inner).suspend(|| eprintln!("note: {text}"));
+        self.bar
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .suspend(|| warn(format_args!("note: {text}")));
     }
 }

@@ -1,16 +1,17 @@
 //! Errors as a person reads them, and exit codes.
 
 use std::error::Error as StdError;
-use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
 use underlay_store::Error;
 
+use super::text::{say, warn};
 use crate::backup::BackupError;
 use crate::image::ImageError;
 use crate::restore::RestoreError;
 
+pub(super) const DONE: u8 = 0;
 pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
 pub(super) const IN_PART: u8 = 3;
@@ -59,12 +60,12 @@ impl Failure {
 
     /// The result could not be printed.
     pub fn stdout(error: std::io::Error) -> Self {
-        // Whoever closed the pipe has seen enough.
-        let (code, messages) = match error.kind() {
-            std::io::ErrorKind::BrokenPipe => (0, Vec::new()),
-            _ => (FAILED, vec!["cannot write to stdout".into(), error.to_string()]),
+        let failure = match error.kind() {
+            // Whoever closed the pipe has seen enough.
+            std::io::ErrorKind::BrokenPipe => Self::new(DONE, Vec::new(), None),
+            _ => Self::new(FAILED, vec!["cannot write to stdout".into(), error.to_string()], None),
         };
-        Self { stdout_is_taken: true, ..Self::new(code, messages, None) }
+        failure.keep_stdout_clean()
     }
 
     /// Keeps stdout free of it, for it carries data.
@@ -90,15 +91,12 @@ impl Failure {
 
     /// Prints it on stderr.
     pub fn explain(&self) {
-        let mut text = String::new();
         if !self.messages.is_empty() {
-            text += &format!("underlay: {}\n", self.line());
+            warn(format_args!("underlay: {}", self.line()));
         }
         if let Some(hint) = &self.hint {
-            text += &format!("hint: {hint}\n");
+            warn(format_args!("hint: {hint}"));
         }
-        // Nowhere is left to say that stderr is full.
-        let _ = std::io::stderr().write_all(text.as_bytes());
     }
 
     /// Prints it and gives the exit code.
@@ -107,7 +105,7 @@ impl Failure {
         if json && !self.stdout_is_taken {
             let document = json!({ "error": self.line(), "hint": self.hint, "exit_code": self.code });
             // It is on stderr already.
-            let _ = super::text::say(document);
+            let _ = say(document);
         }
         ExitCode::from(self.code)
     }

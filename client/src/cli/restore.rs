@@ -13,7 +13,7 @@ use underlay_store::snapshot::Disk;
 
 use super::App;
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
-use super::text::{count, say, size};
+use super::text::{count, say, size, warn};
 use crate::restore::{
     DiskOutput, Environment, OutputFormat, RestoreOptions, RestoreStatistics, StreamOutput, create_output,
     restore,
@@ -158,28 +158,30 @@ impl Restore {
         };
         Ok(create_output(path, format, size, self.force)?)
     }
+
     /// Tells what was written, and what could not be.
     fn tell(&self, app: &App, snapshot: SnapshotId, mut written: Vec<Written<'_>>) -> Result<(), Failure> {
         let failed = written.iter().filter(|written| written.result.is_err()).count();
         if failed > 0 && (self.to_stdout() || written.len() == 1) {
             return written.remove(0).result.map(|_| ());
         }
+        let mut told = Ok(());
         if app.global.json && !self.to_stdout() {
             let disks = written.iter().map(Written::document);
-            say(json!({ "snapshot": snapshot, "disks": serde_json::Value::from_iter(disks) }))?;
+            told = say(json!({ "snapshot": snapshot, "disks": serde_json::Value::from_iter(disks) }));
         }
         for written in &written {
             match &written.result {
                 Err(failure) => {
-                    eprint!("disk {}: ", written.disk.name);
+                    warn(format_args!("disk {}:", written.disk.name));
                     failure.explain();
                 }
-                Ok(statistics) => self.tell_written(app, written, statistics)?,
+                Ok(statistics) => told = told.and(self.tell_written(app, written, statistics)),
             }
         }
         let message = format!("{failed} of {} disks could not be restored", written.len());
         match failed {
-            0 => Ok(()),
+            0 => told,
             _ if failed < written.len() => Err(Failure::after_result(IN_PART, message)),
             _ => {
                 let code =
@@ -198,9 +200,9 @@ impl Restore {
         let name = &disk.name;
         if statistics.recovered > 0 {
             let recovered = count(statistics.recovered, "bad copy").replace("copys", "copies");
-            eprintln!(
+            warn(format_args!(
                 "note: {name}: {recovered} of chunks had another, good one; run `underlay check --read-data`"
-            );
+            ));
         }
         if self.to_stdout() || app.global.json {
             return Ok(());

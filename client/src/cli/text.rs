@@ -1,7 +1,7 @@
 //! The result on stdout: lines, sizes and tables for people, documents for programs.
 
 use std::fmt::Display;
-use std::io::{Write, stdout};
+use std::io::{Write, stderr, stdout};
 
 use super::report::Failure;
 
@@ -15,6 +15,11 @@ pub(super) fn say(line: impl Display) -> Result<(), Failure> {
 pub(super) fn say_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::stdout)
+}
+
+/// Says something on stderr. Where that cannot be, nothing can be said of it either.
+pub(super) fn warn(line: impl Display) {
+    let _ = writeln!(stderr().lock(), "{line}");
 }
 
 /// `1 snapshot`, `2 snapshots`.
