@@ -74,6 +74,12 @@ pub(super) struct ImageFile {
 
 impl ImageFile {
     pub(super) fn new(path: PathBuf, file: File) -> Result<Self, ImageError> {
+        // What is written through a memory map moves the modification time only when a clean page becomes dirty. Afterwards all
+        // pages are clean, so whoever writes once this file has been looked at is seen.
+        match rustix::fs::fsync(&file) {
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::ROFS) => {}
+            Err(errno) => return Err(io_error(&path, "flush", errno.into())),
+        }
         let metadata = file.metadata().map_err(|source| io_error(&path, "stat", source))?;
         let block_device = metadata.file_type().is_block_device();
         let mut this = Self { path, file, block_device, stat: stat_of(&metadata, metadata.len()) };

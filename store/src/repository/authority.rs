@@ -90,7 +90,17 @@ impl Authority for Repository {
 
     async fn pin_roots(&self, session: SessionId, roots: &[Root]) -> Result<Vec<bool>> {
         let roots = roots.to_vec();
-        self.with_catalog(move |catalog| catalog.pin_roots(session, &roots)).await
+        self.with_catalog(move |catalog| {
+            let live = catalog.pin_roots(session, &roots)?;
+            // A snapshot may have outlived its nodes. Whoever asks reads the layer again, and so stores them anew.
+            let nodes: Vec<NodeId> =
+                roots.iter().map(|root| root.node.unwrap_or(NodeId::new([0; 32]))).collect();
+            let places = catalog.locate_nodes(&nodes)?;
+            let there =
+                roots.iter().zip(places).map(|(root, places)| root.node.is_none() || !places.is_empty());
+            Ok(live.into_iter().zip(there).map(|(live, there)| live && there).collect())
+        })
+        .await
     }
 
     async fn put_pack(&self, session: SessionId, kind: PackKind, bytes: Bytes) -> Result<PackName> {
