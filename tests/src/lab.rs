@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use underlay_client::backup::{BackupError, BackupOptions, DiskSource, Environment, Job, Outcome, backup};
 use underlay_client::image::{Chain, Format, OpenOptions};
+use underlay_client::restore::{self, OutputFormat, RestoreError, RestoreOptions, create_output};
 use underlay_client::state::Memos;
 use underlay_store::authority::Authority;
 use underlay_store::backend::{Backend, Recording, Traffic};
@@ -129,6 +130,24 @@ impl Lab {
             stored.into_iter().find(|document| document.name == name).expect("the snapshot is listed");
         Snapshot::open(&id, &self.descriptor.repository, &document.bytes, self.key.backup())
             .expect("it verifies")
+    }
+
+    /// Restores a disk to a new file, as the program does.
+    ///
+    /// # Errors
+    /// What the restore reports.
+    pub fn restore(&self, root: Root, path: &Path, format: OutputFormat) -> Result<(), RestoreError> {
+        let output = create_output(path, format, root.size, false)?;
+        let environment = restore::Environment {
+            authority: &*self.repository,
+            key: &self.key,
+            repository: self.descriptor.repository,
+            runtime: self.runtime.handle().clone(),
+            progress: &Silent,
+            cancel: &AtomicBool::new(false),
+        };
+        restore::restore(&environment, root, &*output, &RestoreOptions::default())?;
+        output.finish().map(drop)
     }
 
     /// The disk's bytes, read in the plainest way: chunk by chunk, nothing planned, nothing shared with restore's code.
