@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use underlay_client::image::{self, Chain, Format, ImageError};
 
 /// One way an image or a chain can be built.
 #[derive(Debug, Clone, Copy)]
@@ -312,4 +313,52 @@ fn sized(w: &Workshop, size: u64) -> io::Result<()> {
     w.noise("base.raw", 3 * MIB - 512, 33)?;
     w.img(&format!("create -f qcow2 -b base.raw -F raw top.qcow2 {size}"))?;
     w.scribble("top.qcow2", size, 8, 34)
+}
+
+/// Opens a qcow2 image with nothing allowed but its own directory.
+///
+/// # Errors
+/// What the image room reports.
+pub fn open_qcow2(path: &Path) -> Result<Chain, ImageError> {
+    Chain::open(path, &image::OpenOptions { format: Some(Format::Qcow2), ..image::OpenOptions::default() })
+}
+
+/// Opens and reads everything in every way; the flattened disk, or the first error.
+///
+/// # Errors
+/// What the image room reports first.
+pub fn read_all(path: &Path) -> Result<Vec<u8>, ImageError> {
+    let chain = open_qcow2(path)?;
+    let top = chain.len() - 1;
+    for index in 0..=top {
+        chain.extents(index)?.try_for_each(|extent| extent.map(|_| ()))?;
+    }
+    chain.map(top, 0, chain.virtual_size())?;
+    let mut disk = vec![0; chain.virtual_size() as usize];
+    chain.read_at(top, 0, &mut disk)?;
+    chain.verify_unchanged()?;
+    Ok(disk)
+}
+
+/// Why an image is refused, as a user reads it.
+///
+/// # Panics
+/// If it is not refused.
+pub fn refusal(path: &Path) -> String {
+    match read_all(path) {
+        Ok(_) => panic!("{} was accepted", path.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// A workshop in a folder of its own, inside the temporary one.
+///
+/// # Panics
+/// If the folder cannot be made.
+pub fn workshop() -> (tempfile::TempDir, Workshop) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let images = dir.path().join("images");
+    std::fs::create_dir(&images).expect("a new folder");
+    let real = images.canonicalize().expect("its real path");
+    (dir, Workshop { dir: real })
 }

@@ -3,45 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its own functions too")]
 
 use std::fs;
-use std::path::Path;
 
-use underlay_client::image::{Chain, Format, ImageError, OpenOptions};
-use underlay_tests::images::Workshop;
-
-const QCOW2: Option<Format> = Some(Format::Qcow2);
-
-fn open(path: &Path) -> Result<Chain, ImageError> {
-    Chain::open(path, &OpenOptions { format: QCOW2, ..OpenOptions::default() })
-}
-
-/// Opens and reads everything in every way; the flattened disk, or the first error.
-fn read_all(path: &Path) -> Result<Vec<u8>, ImageError> {
-    let chain = open(path)?;
-    let top = chain.len() - 1;
-    for index in 0..=top {
-        chain.extents(index)?.try_for_each(|extent| extent.map(|_| ()))?;
-    }
-    chain.map(top, 0, chain.virtual_size())?;
-    let mut disk = vec![0; chain.virtual_size() as usize];
-    chain.read_at(top, 0, &mut disk)?;
-    chain.verify_unchanged()?;
-    Ok(disk)
-}
-
-fn refusal(path: &Path) -> String {
-    match read_all(path) {
-        Ok(_) => panic!("{} was accepted", path.display()),
-        Err(error) => error.to_string(),
-    }
-}
-
-fn workshop() -> (tempfile::TempDir, Workshop) {
-    let dir = tempfile::tempdir().unwrap();
-    let images = dir.path().join("images");
-    fs::create_dir(&images).unwrap();
-    let real = images.canonicalize().unwrap();
-    (dir, Workshop { dir: real })
-}
+use underlay_tests::images::{Workshop, open_qcow2 as open, read_all, refusal, workshop};
 
 fn be64(w: &Workshop, image: &str, offset: u64) -> u64 {
     let bytes = fs::read(w.dir.join(image)).unwrap();

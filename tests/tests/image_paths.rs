@@ -9,44 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use underlay_client::image::{Chain, Format, ImageError, OpenOptions};
-use underlay_tests::images::Workshop;
+use underlay_tests::images::{Workshop, open_qcow2 as open, read_all, refusal, workshop};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
 const QCOW2: Option<Format> = Some(Format::Qcow2);
-
-fn open(path: &Path) -> Result<Chain, ImageError> {
-    Chain::open(path, &OpenOptions { format: QCOW2, ..OpenOptions::default() })
-}
-
-/// Opens and reads everything in every way; the flattened disk, or the first error.
-fn read_all(path: &Path) -> Result<Vec<u8>, ImageError> {
-    let chain = open(path)?;
-    let top = chain.len() - 1;
-    for index in 0..=top {
-        chain.extents(index)?.try_for_each(|extent| extent.map(|_| ()))?;
-    }
-    chain.map(top, 0, chain.virtual_size())?;
-    let mut disk = vec![0; chain.virtual_size() as usize];
-    chain.read_at(top, 0, &mut disk)?;
-    chain.verify_unchanged()?;
-    Ok(disk)
-}
-
-fn refusal(path: &Path) -> String {
-    match read_all(path) {
-        Ok(_) => panic!("{} was accepted", path.display()),
-        Err(error) => error.to_string(),
-    }
-}
-
-fn workshop() -> (tempfile::TempDir, Workshop) {
-    let dir = tempfile::tempdir().unwrap();
-    let images = dir.path().join("images");
-    fs::create_dir(&images).unwrap();
-    let real = images.canonicalize().unwrap();
-    (dir, Workshop { dir: real })
-}
 
 /// Makes `image` name `named` as its backing file, whatever it says. Its header cluster must have room at 4096.
 fn set_backing(w: &Workshop, image: &str, named: &[u8]) {
