@@ -2,6 +2,8 @@
 
 pub mod backup;
 pub mod cli;
+pub mod domain;
+pub mod hypervisor;
 pub mod image;
 pub mod restore;
 pub mod state;

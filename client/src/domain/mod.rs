@@ -1,0 +1,3 @@
+//! Backing up the disks of libvirt domains.
+
+pub mod kept;

@@ -1,0 +1,122 @@
+//! Virtual machines as their hypervisor knows them: what there is, freezing disks, merging layers back.
+//!
+//! [`Hypervisor`] is small on purpose: everything above it decides from what [`Hypervisor::domain`] reads back, never from
+//! an exit code alone, because a hypervisor can fail after it did what was asked. [`Virsh`] is the real one.
+
+mod definition;
+mod error;
+mod virsh;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
+pub use error::HypervisorError;
+//pub use virsh::Virsh;
+
+/// A domain, as read at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Its name, unique on this hypervisor.
+    pub name: String,
+    /// Its UUID, in the usual notation.
+    pub uuid: String,
+    /// What it is now; `None` unless a hypervisor process runs it (paused counts as running).
+    pub live: Option<Definition>,
+    /// What it will be when it starts next; `None` if it is transient.
+    pub inactive: Option<Definition>,
+}
+
+impl Domain {
+    /// Whether a process runs it, paused or not.
+    pub fn is_running(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// The definition that counts now: the live one of a running domain.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoDefinition`] for a domain that has neither.
+    pub fn current(&self) -> Result<&Definition, HypervisorError> {
+        self.live
+            .as_ref()
+            .or(self.inactive.as_ref())
+            .ok_or_else(|| HypervisorError::NoDefinition { domain: self.name.clone() })
+    }
+
+    /// Whether either definition names the file as a layer of any disk.
+    pub fn names_file(&self, path: &Path) -> bool {
+        let definitions = self.live.iter().chain(&self.inactive);
+        definitions.flat_map(|definition| &definition.disks).any(|disk| {
+            disk.source.path() == Some(path) || disk.backing.iter().any(|layer| layer.path == path)
+        })
+    }
+}
+
+/// One disk to freeze: what it writes to from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// The disk, such as `vda`.
+    pub target: String,
+    /// The new qcow2 file. Does not exist yet.
+    pub path: PathBuf,
+}
+
+/// A job that copies between layers of one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockJob {
+    /// What kind, in the hypervisor's words, such as `Block Commit` or `Active Block Commit`.
+    pub kind: String,
+    /// It has copied all there was, and waits to be told to pivot.
+    pub ready: bool,
+}
+
+/// What drives virtual machines.
+///
+/// Every method that changes something may have done so although it fails: read the domain again.
+pub trait Hypervisor: Send + Sync {
+    /// Names of all domains, running or not, sorted.
+    fn domains(&self) -> Result<Vec<String>, HypervisorError>;
+
+    /// Reads one domain. [`HypervisorError::NoDomain`] if there is none of that name.
+    fn domain(&self, name: &str) -> Result<Domain, HypervisorError>;
+
+    /// Names of the snapshots the hypervisor keeps records of.
+    fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError>;
+
+    /// Names of the checkpoints (dirty bitmaps) the hypervisor keeps records of.
+    fn checkpoints(&self, domain: &str) -> Result<Vec<String>, HypervisorError>;
+
+    /// A job on the whole domain, such as a migration, in the hypervisor's words.
+    fn domain_job(&self, domain: &str) -> Result<Option<String>, HypervisorError>;
+
+    /// The job on one disk.
+    fn block_job(&self, domain: &str, target: &str) -> Result<Option<BlockJob>, HypervisorError>;
+
+    /// Whether the guest's agent answers within `patience`. Later calls of the agent wait no longer than that, too.
+    fn agent_answers(&self, domain: &str, patience: Duration) -> Result<bool, HypervisorError>;
+
+    /// Freezes the current layers of all these disks at one moment: each disk goes on in its overlay. With `quiesce` the
+    /// guest's file systems are flushed and frozen through its agent meanwhile, waiting at most that long for it.
+    /// All disks or none.
+    fn freeze(&self, domain: &str, overlays: &[Overlay], quiesce: Option<Duration>)
+    -> Result<(), HypervisorError>;
+
+    /// Thaws the guest's file systems, waiting at most `patience` for the agent. Thawing what is not frozen does no harm.
+    fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError>;
+
+    /// Merges the layers above `base` up to `top`, none of them active, into `base`. Returns when it is done.
+    fn commit(&self, domain: &str, target: &str, base: &Path, top: &Path) -> Result<(), HypervisorError>;
+
+    /// Merges all layers above `base` into `base`, which becomes the active layer. Returns when it is done.
+    fn commit_active(&self, domain: &str, target: &str, base: &Path) -> Result<(), HypervisorError>;
+
+    /// Ends a [`BlockJob`] that is ready: its base becomes the active layer.
+    fn pivot(&self, domain: &str, target: &str) -> Result<(), HypervisorError>;
+
+    /// Merges `overlay` into the layer right below it, which is `base`. Nobody has either open.
+    fn commit_stopped(&self, overlay: &Path, base: &Backing) -> Result<(), HypervisorError>;
+
+    /// Defines a domain, or changes the inactive definition of one.
+    fn define(&self, xml: &str) -> Result<(), HypervisorError>;
+}
