@@ -100,6 +100,29 @@ pub struct Outcome {
     pub layers_read: usize,
     /// Wall-clock seconds.
     pub seconds: f64,
+    /// What every layer of every disk was found to hold.
+    #[serde(skip)]
+    pub disks: Vec<CapturedDisk>,
+}
+
+/// A disk as it was backed up.
+#[derive(Clone, Debug)]
+pub struct CapturedDisk {
+    /// Its name in the snapshot.
+    pub name: String,
+    /// Its layers, the base first.
+    pub layers: Vec<CapturedLayer>,
+}
+
+/// A layer as it was backed up.
+#[derive(Clone, Debug)]
+pub struct CapturedLayer {
+    /// Its file.
+    pub path: std::path::PathBuf,
+    /// What the file was.
+    pub identity: crate::image::LayerIdentity,
+    /// What the disk holds as seen at this layer.
+    pub root: Root,
 }
 
 /// Counts of one backup, in bytes.
@@ -196,6 +219,7 @@ pub fn backup(
 /// A disk whose tree is complete.
 struct Done {
     disk: Disk,
+    captured: CapturedDisk,
     memos: Vec<Memo>,
     known: usize,
 }
@@ -213,8 +237,7 @@ fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Resu
     }
     let known = done.iter().map(|done| done.known).sum();
     let layers: usize = job.disks.iter().map(|source| source.chain.len()).sum();
-    let (disks, new_memos): (Vec<Disk>, Vec<Vec<Memo>>) =
-        done.into_iter().map(|done| (done.disk, done.memos)).unzip();
+    let disks: Vec<Disk> = done.iter().map(|done| done.disk.clone()).collect();
     let statistics = Statistics {
         disk_bytes: disks.iter().map(|disk| disk.root.size).sum(),
         bytes_read: job.disks.iter().map(|source| source.chain.counters().data_bytes).sum(),
@@ -240,7 +263,7 @@ fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Resu
     context.check_cancelled()?;
     context.wait(context.authority.commit(context.grant.session, Bytes::from(text)))?;
     // Only now: a memo must never vouch for a tree that was not committed.
-    for memo in new_memos.iter().flatten() {
+    for memo in done.iter().flat_map(|done| &done.memos) {
         if let Err(error) = memos.put(memo) {
             context.progress.notice(&format!("{error}: the next backup reads that layer again"));
         }
@@ -256,6 +279,7 @@ fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Resu
         layers_known: known,
         layers_read: layers - known,
         seconds: started.elapsed().as_secs_f64(),
+        disks: done.into_iter().map(|done| done.captured).collect(),
     })
 }
 
@@ -303,7 +327,13 @@ fn layers(
     let root = *roots.last().ok_or(BackupError::NoDisk)?;
     // The base alone is kept alive by itself: layers between base and top are superseded by what is committed into them.
     let layers = if roots.len() > 1 { vec![roots[0]] } else { Vec::new() };
-    Ok(Done { disk: Disk { name: source.name.clone(), root, layers }, memos, known: known.len() })
+    let captured = (0..chain.len()).zip(&roots).map(|(index, root)| {
+        let layer = chain.layer(index);
+        Ok(CapturedLayer { path: layer.path().to_owned(), identity: layer.identity()?, root: *root })
+    });
+    let captured =
+        CapturedDisk { name: source.name.clone(), layers: captured.collect::<Result<_, BackupError>>()? };
+    Ok(Done { disk: Disk { name: source.name.clone(), root, layers }, captured, memos, known: known.len() })
 }
 
 /// Roots of the layers, from the base up, that need not be read: memoised, and still part of a live snapshot.

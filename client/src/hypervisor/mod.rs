@@ -5,6 +5,10 @@
 
 mod definition;
 mod error;
+mod parse;
+mod parse;
+mod program;
+mod redirect;
 mod virsh;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +16,8 @@ use std::time::Duration;
 
 pub use definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
 pub use error::HypervisorError;
-//pub use virsh::Virsh;
+pub use redirect::redirect;
+pub use virsh::Virsh;
 
 /// A domain, as read at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,14 +98,21 @@ pub trait Hypervisor: Send + Sync {
     /// The job on one disk.
     fn block_job(&self, domain: &str, target: &str) -> Result<Option<BlockJob>, HypervisorError>;
 
+    /// Bytes of a disk as its guest sees it.
+    fn capacity(&self, domain: &str, target: &str) -> Result<u64, HypervisorError>;
+
     /// Whether the guest's agent answers within `patience`. Later calls of the agent wait no longer than that, too.
     fn agent_answers(&self, domain: &str, patience: Duration) -> Result<bool, HypervisorError>;
 
     /// Freezes the current layers of all these disks at one moment: each disk goes on in its overlay. With `quiesce` the
     /// guest's file systems are flushed and frozen through its agent meanwhile, waiting at most that long for it.
     /// All disks or none.
-    fn freeze(&self, domain: &str, overlays: &[Overlay], quiesce: Option<Duration>)
-    -> Result<(), HypervisorError>;
+    fn freeze(
+        &self,
+        domain: &str,
+        overlays: &[Overlay],
+        quiesce: Option<Duration>,
+    ) -> Result<(), HypervisorError>;
 
     /// Thaws the guest's file systems, waiting at most `patience` for the agent. Thawing what is not frozen does no harm.
     fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError>;

@@ -8,7 +8,7 @@ use super::cache::BlockCache;
 use super::error::{ImageError, shown};
 use super::file::{Counters, ImageFile, ReadCounters};
 use super::layer::{Content, Layer, Run, Shared, Source};
-use super::paths::{AllowedDirs, open_named_by_caller, open_named_by_image, resolve};
+use super::paths::{Allowed, open_named_by_caller, open_named_by_image, resolve};
 use super::qcow2::{Qcow2, References};
 use super::raw::Raw;
 use super::{Extent, ExtentKind, Format, OpenOptions};
@@ -40,7 +40,7 @@ impl Chain {
             Some(format) => format,
             None => format_by_extension(path)?,
         };
-        let allowed = AllowedDirs::new(path, &options.allow_dirs)?;
+        let allowed = Allowed::new(path, options)?;
         let shared = Arc::new(Shared {
             metadata: BlockCache::new(METADATA_CACHE.0, METADATA_CACHE.1),
             clusters: BlockCache::new(CLUSTER_CACHE.0, CLUSTER_CACHE.1),
@@ -53,6 +53,9 @@ impl Chain {
         while let Some((file, format)) = next {
             if !seen.insert((file.stat.device, file.stat.inode)) {
                 return Err(ImageError::Loop { path: file.path });
+            }
+            if options.keep_writers_out {
+                file.keep_writers_out()?;
             }
             file.refuse_if_written()?;
             if layers.len() == limit {
@@ -271,7 +274,7 @@ fn open_layer(
     format: Format,
     number: u32,
     shared: &Arc<Shared>,
-    allowed: &AllowedDirs,
+    allowed: &Allowed,
 ) -> Result<(Layer, Below), ImageError> {
     if format == Format::Raw {
         return Ok((Layer::new(Content::Raw(Raw { file, shared: Arc::clone(shared) }))?, None));

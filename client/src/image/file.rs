@@ -96,6 +96,11 @@ impl ImageFile {
         }
     }
 
+    /// From now until the file is closed, QEMU and its tools refuse to write to it. Who writes already goes on.
+    pub(super) fn keep_writers_out(&self) -> Result<(), ImageError> {
+        in_use::keep_writers_out(&self.file).map_err(|source| io_error(&self.path, "lock", source))
+    }
+
     /// Bytes in the file, or of the block device, when it was opened.
     pub(super) fn size(&self) -> u64 {
         self.stat.size

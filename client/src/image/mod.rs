@@ -25,6 +25,7 @@ use std::path::PathBuf;
 pub use chain::Chain;
 pub use error::ImageError;
 pub use file::ReadCounters;
+pub use in_use::is_open_in_qemu;
 pub use layer::{Layer, LayerIdentity};
 
 /// The format of one image file.
@@ -43,13 +44,23 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// Directories, besides the top image's own, in or below which images may name files. Symlinks are followed.
     pub allow_dirs: Vec<PathBuf>,
+    /// Files that images may name, wherever they lie: layers that somebody trustworthy, such as libvirt, knows of.
+    pub allow_files: Vec<PathBuf>,
+    /// Keep QEMU and its tools from writing to any layer while the chain is open: a machine on these disks does not start.
+    pub keep_writers_out: bool,
     /// The most layers a chain may have. At most 256, whatever is given.
     pub max_depth: usize,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { format: None, allow_dirs: Vec::new(), max_depth: 64 }
+        Self {
+            format: None,
+            allow_dirs: Vec::new(),
+            allow_files: Vec::new(),
+            keep_writers_out: false,
+            max_depth: 64,
+        }
     }
 }
 

@@ -13,29 +13,35 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
+use super::OpenOptions;
 use super::error::{ImageError, shown};
 use super::file::{ImageFile, io_error};
 
-/// The directories in or below which a path named inside an image may lie. All canonical.
+/// Where a path named inside an image may lie: in or below these directories, or at these files. All canonical.
 #[derive(Debug)]
-pub(super) struct AllowedDirs(Vec<PathBuf>);
+pub(super) struct Allowed {
+    directories: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+}
 
-impl AllowedDirs {
-    /// The directory of the top image, under the name the caller gave and under its real one, and `extra`.
-    pub(super) fn new(top: &Path, extra: &[PathBuf]) -> Result<Self, ImageError> {
-        let mut allowed = Vec::with_capacity(extra.len() + 2);
-        allowed.push(canonical(directory_of(top))?);
+impl Allowed {
+    /// The directory of the top image, under the name the caller gave and under its real one, and what `options` add. An
+    /// allowed file that is not there allows nothing.
+    pub(super) fn new(top: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
+        let mut directories = vec![canonical(directory_of(top))?];
         if let Some(real) = canonical(top)?.parent() {
-            allowed.push(real.to_owned());
+            directories.push(real.to_owned());
         }
-        for directory in extra {
-            allowed.push(canonical(directory)?);
+        for directory in &options.allow_dirs {
+            directories.push(canonical(directory)?);
         }
-        Ok(Self(allowed))
+        let files = options.allow_files.iter().filter_map(|file| canonical(file).ok()).collect();
+        Ok(Self { directories, files })
     }
 
     fn contain(&self, path: &Path) -> bool {
-        self.0.iter().any(|directory| path != directory && path.starts_with(directory))
+        let below = |directory: &PathBuf| path != directory && path.starts_with(directory);
+        self.directories.iter().any(below) || self.files.iter().any(|file| path == file)
     }
 }
 
@@ -49,7 +55,7 @@ pub(super) fn open_named_by_image(
     image: &Path,
     named: &[u8],
     path: &Path,
-    allowed: &AllowedDirs,
+    allowed: &Allowed,
 ) -> Result<ImageFile, ImageError> {
     let check = |real: &Path| {
         if allowed.contain(real) {

@@ -1,9 +1,11 @@
 //! What this host remembers between backups. Losing it costs reading, never correctness.
 
+mod journal;
 mod memo;
 
 use std::path::PathBuf;
 
+pub use journal::FileJournal;
 pub use memo::{Memo, Memos};
 
 /// Why state cannot be used.

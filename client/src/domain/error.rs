@@ -1,0 +1,75 @@
+//! What can end the backup of a domain.
+
+use std::path::PathBuf;
+
+use crate::backup::BackupError;
+use crate::hypervisor::HypervisorError;
+use crate::image::ImageError;
+use crate::state::StateError;
+
+/// Why a domain could not be backed up, or brought in order.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DomainError {
+    /// Nothing was touched: something about the domain stands in the way.
+    #[error("domain {domain}: {reason}")]
+    Refused { domain: String, reason: String, hint: String },
+    /// The guest's file systems could not be frozen, and nothing less was wanted.
+    #[error("domain {domain}: its file systems cannot be frozen: {reason}")]
+    NotQuiesced { domain: String, reason: String },
+    /// The domain is in a state that underlay did not make and must not change.
+    #[error("domain {domain}: {problem}")]
+    Unsound { domain: String, problem: String, hint: String },
+    /// Another process is at it.
+    #[error("domain {domain}: another underlay is working on it")]
+    Busy { domain: String },
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The backup itself failed.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// An image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What this host remembers cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A layer's file cannot be handled.
+    #[error("cannot {action} {}", path.display())]
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
+    /// The backup failed and afterwards the disks could not be given back.
+    #[error("{first}; and afterwards the disks could not be given back: {second}")]
+    NotGivenBack { first: Box<DomainError>, second: Box<DomainError> },
+}
+
+impl DomainError {
+    /// What the user can do next, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused { hint, .. } | Self::Unsound { hint, .. } => Some(hint.clone()),
+            Self::NotQuiesced { .. } => Some(
+                "start qemu-guest-agent in the guest, or take a crash-consistent backup without --require-quiesce"
+                    .into(),
+            ),
+            Self::Busy { .. } => Some("wait until it is done".into()),
+            Self::Hypervisor(error) => error.hint().map(str::to_owned),
+            Self::Backup(error) => error.hint(),
+            Self::Image(error) => error.hint(),
+            Self::NotGivenBack { .. } => {
+                Some("the guest runs on in its overlays; `underlay recover` tries again".into())
+            }
+            Self::State(_) | Self::File { .. } => None,
+        }
+    }
+
+    /// Whether the user asked to stop.
+    pub fn is_interruption(&self) -> bool {
+        match self {
+            Self::Backup(BackupError::Store(underlay_store::Error::Interrupted))
+            | Self::Hypervisor(HypervisorError::Interrupted) => true,
+            Self::NotGivenBack { first, .. } => first.is_interruption(),
+            _ => false,
+        }
+    }
+}

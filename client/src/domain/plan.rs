@@ -1,0 +1,361 @@
+//! What a backup of a domain is going to do. Pure: from what was read to what will be done, or to why not.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::hypervisor::{Backing, BlockJob, Definition, DiskKind, Domain, DomainDisk, Source};
+
+use super::DomainError;
+use super::record::{DiskRecord, DomainRecord, FrozenDisk, Merge, Operation, Phase, Strategy, layers_above};
+use super::steps::FreeSpace;
+
+/// Every overlay's name holds this, followed by the operation's nonce.
+const MARK: &str = ".underlay-";
+/// Bytes of a file's name that an overlay's name keeps.
+const LONGEST_STEM: usize = 120;
+/// Room for an overlay: this share of the disk's size, within bounds, in bytes.
+const SPACE_SHARE: u64 = 10;
+const LEAST_SPACE: u64 = 64 << 20;
+const MOST_SPACE: u64 = 10 << 30;
+
+/// What the user wants.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// How to freeze; `None` is rotate, or pivot if another manager regenerates the definition.
+    pub strategy: Option<Strategy>,
+    /// Where overlays go; `None` is beside each disk.
+    pub overlay_folder: Option<PathBuf>,
+    /// Writable disks that are left out.
+    pub exclude: Vec<String>,
+}
+
+/// What else was found out about the domain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    pub snapshots: Vec<String>,
+    pub checkpoints: Vec<String>,
+    pub domain_job: Option<String>,
+    /// By target.
+    pub block_jobs: BTreeMap<String, BlockJob>,
+}
+
+/// What will be read, and of which definition.
+#[derive(Clone, Debug)]
+pub(super) struct Selection {
+    /// Disks to back up, in the order of the definition.
+    pub disks: Vec<SelectedDisk>,
+    /// Writable disks left out by request.
+    pub excluded: Vec<String>,
+    /// Disks left out because nothing of the guest's is on them.
+    pub skipped: Vec<String>,
+}
+
+/// A disk to back up.
+#[derive(Clone, Debug)]
+pub(super) struct SelectedDisk {
+    pub target: String,
+    pub bus: Option<String>,
+    /// The active layer.
+    pub active: Backing,
+    /// The layers below, the nearest first, as far as libvirt names them.
+    pub below: Vec<Backing>,
+    /// It lies on a block device.
+    pub on_device: bool,
+}
+
+/// Chooses the disks that a backup holds.
+pub(super) fn select(
+    domain: &str,
+    definition: &Definition,
+    exclude: &[String],
+) -> Result<Selection, DomainError> {
+    let refuse = |reason: String, hint: &str| refused(domain, reason, hint);
+    if let Some(unknown) = exclude.iter().find(|target| definition.disk(target).is_none()) {
+        let targets: Vec<_> = definition.disks.iter().map(|disk| disk.target.as_str()).collect();
+        return Err(refuse(
+            format!("it has no disk {unknown} to leave out"),
+            &format!("its disks are {}", targets.join(", ")),
+        ));
+    }
+    let mut selection = Selection { disks: Vec::new(), excluded: Vec::new(), skipped: Vec::new() };
+    for disk in &definition.disks {
+        let removable = matches!(disk.kind, DiskKind::Cdrom | DiskKind::Floppy);
+        if removable || disk.source == Source::Empty {
+            continue;
+        }
+        if disk.read_only {
+            selection.skipped.push(disk.target.clone());
+        } else if exclude.contains(&disk.target) {
+            selection.excluded.push(disk.target.clone());
+        } else {
+            selection.disks.push(selected(domain, disk)?);
+        }
+    }
+    match selection.disks.is_empty() {
+        true => Err(refuse("it has no disk to back up".into(), "`virsh domblklist` shows its disks")),
+        false => Ok(selection),
+    }
+}
+
+fn selected(domain: &str, disk: &DomainDisk) -> Result<SelectedDisk, DomainError> {
+    let target = &disk.target;
+    let leave_out =
+        format!("leave it out with --exclude-disk {target}, and back it up from inside the guest");
+    let refuse = |reason: String| Err(refused(domain, format!("disk {target} {reason}"), &leave_out));
+    if disk.kind == DiskKind::Lun {
+        return refuse("is a SCSI device passed through to the guest".into());
+    }
+    if disk.shareable {
+        return refuse("is shared with other domains that write to it, too".into());
+    }
+    if disk.transient {
+        return refuse("drops what the guest writes when it stops".into());
+    }
+    let (path, on_device) = match &disk.source {
+        Source::File(path) => (path, false),
+        Source::Block(path) => (path, true),
+        Source::Empty => return refuse("is empty".into()),
+        Source::Other(what) => return refuse(format!("is neither a file nor a block device ({what})")),
+    };
+    let format = match disk.format.as_deref() {
+        Some(format @ ("raw" | "qcow2")) => format.to_owned(),
+        Some(other) => return refuse(format!("has the format {other}, which cannot be read")),
+        None => return refuse("has no format in the domain's definition (<driver type=…>)".into()),
+    };
+    Ok(SelectedDisk {
+        target: target.clone(),
+        bus: disk.bus.clone(),
+        active: Backing { path: path.clone(), format },
+        below: disk.backing.clone(),
+        on_device,
+    })
+}
+
+/// The strategy for a running domain, if it may be touched at all.
+pub(super) fn guard(domain: &Domain, facts: &Facts, wishes: &Wishes) -> Result<Strategy, DomainError> {
+    let name = &domain.name;
+    let refuse = |reason: String, hint: &str| Err(refused(name, reason, hint));
+    if let Some(job) = &facts.domain_job {
+        return refuse(
+            format!("a job is running on it ({job}): a migration, a save or a backup by somebody else"),
+            "`virsh domjobinfo` shows it; try again when it is done",
+        );
+    }
+    if let Some((target, job)) = facts.block_jobs.first_key_value() {
+        return refuse(
+            format!("disk {target} has a block job already ({})", job.kind),
+            "`virsh blockjob` shows it; wait for it, or end it with --abort",
+        );
+    }
+    if !facts.snapshots.is_empty() {
+        return refuse(
+            format!(
+                "libvirt keeps snapshots of it ({}), whose files must not be merged",
+                list(&facts.snapshots)
+            ),
+            "remove them with `virsh snapshot-delete`, or back it up while it is shut down",
+        );
+    }
+    if !facts.checkpoints.is_empty() {
+        return refuse(
+            format!(
+                "libvirt keeps checkpoints of it ({}): another backup tool tracks changes in its disks",
+                list(&facts.checkpoints)
+            ),
+            "remove them with `virsh checkpoint-delete`, or back it up while it is shut down",
+        );
+    }
+    let managed = domain.current()?.managed_by_nova
+        || domain.inactive.as_ref().is_some_and(|definition| definition.managed_by_nova);
+    let strategy = match (wishes.strategy, managed) {
+        (Some(Strategy::Rotate), true) => {
+            return refuse(
+                "OpenStack Nova manages it and would start it from its original file".into(),
+                "leave --strategy out: such domains are given back to their original files",
+            );
+        }
+        (Some(strategy), _) => strategy,
+        (None, true) => Strategy::Pivot,
+        (None, false) => Strategy::Rotate,
+    };
+    if domain.inactive.is_none() && strategy == Strategy::Rotate {
+        return refuse(
+            "it is transient: whoever starts it again would not know of its overlay".into(),
+            "make it permanent with `virsh define`, or use --strategy pivot",
+        );
+    }
+    Ok(strategy)
+}
+
+/// Refuses disks whose live and inactive definitions do not name the same file: one of them would be frozen, the other
+/// started.
+pub(super) fn guard_definitions(domain: &Domain, selection: &Selection) -> Result<(), DomainError> {
+    let (Some(_), Some(inactive)) = (&domain.live, &domain.inactive) else { return Ok(()) };
+    for disk in &selection.disks {
+        let persistent = inactive.disk(&disk.target).and_then(|disk| disk.source.path());
+        if persistent != Some(&disk.active.path) {
+            let named = persistent.map_or("nothing".to_owned(), |path| path.display().to_string());
+            return Err(refused(
+                &domain.name,
+                format!(
+                    "disk {} writes to {} now, and to {named} after the next start",
+                    disk.target,
+                    disk.active.path.display()
+                ),
+                "the definition was changed, or the disk attached for this run only: stop and start the domain, or \
+                 make both the same with `virsh edit`",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The operation that freezes these disks.
+pub(super) fn operation(
+    domain: &Domain,
+    selection: &Selection,
+    record: &DomainRecord,
+    strategy: Strategy,
+    wishes: &Wishes,
+    nonce: &str,
+) -> Result<Operation, DomainError> {
+    let definition = domain.current()?;
+    let mut disks = Vec::new();
+    for disk in &selection.disks {
+        let folder = match (&wishes.overlay_folder, disk.on_device) {
+            (Some(folder), _) => folder.as_path(),
+            (None, false) => disk.active.path.parent().unwrap_or(Path::new("/")),
+            (None, true) => {
+                return Err(refused(
+                    &domain.name,
+                    format!("disk {} is a block device, beside which no overlay can lie", disk.target),
+                    "name a folder for overlays with --overlay-dir",
+                ));
+            }
+        };
+        let known = record.disks.get(&disk.target);
+        let merge = match (strategy, known, definition.disk(&disk.target)) {
+            (Strategy::Rotate, Some(known), Some(now)) => merge(known, now),
+            _ => None,
+        };
+        disks.push(FrozenDisk {
+            target: disk.target.clone(),
+            frozen: disk.active.clone(),
+            overlay: folder.join(overlay_name(&disk.active.path, &disk.target, nonce)),
+            merge,
+            content: None,
+        });
+    }
+    Ok(Operation { nonce: nonce.to_owned(), strategy, phase: Phase::Freezing, disks })
+}
+
+/// What goes one layer down: all layers above the anchor, if every one of them is an overlay of ours.
+fn merge(known: &DiskRecord, now: &DomainDisk) -> Option<Merge> {
+    let anchor = known.anchor.as_ref()?;
+    let above = layers_above(now, &anchor.path)?;
+    if !above.iter().all(|layer| known.overlays.contains(*layer)) {
+        return None;
+    }
+    // The format as libvirt has it now: QEMU opens the layer with that.
+    let into = now.backing.iter().find(|layer| layer.path == anchor.path)?.clone();
+    Some(Merge { into, overlays: above.into_iter().map(Path::to_owned).collect() })
+}
+
+/// `web.qcow2` and `web.vda.underlay-1234.qcow2` become `web.vda.underlay-5678.qcow2`.
+fn overlay_name(active: &Path, target: &str, nonce: &str) -> String {
+    let name = active.file_name().unwrap_or_default().to_string_lossy();
+    let stem = match name.find(MARK) {
+        Some(mark) => {
+            name[..mark].strip_suffix(target).and_then(|stem| stem.strip_suffix('.')).unwrap_or(&name[..mark])
+        }
+        None => name.rsplit_once('.').map_or(&*name, |(stem, _)| stem),
+    };
+    let mut end = stem.len().min(LONGEST_STEM);
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}.{target}{MARK}{nonce}.qcow2", &stem[..end])
+}
+
+/// Bytes that must be free for the overlay of a disk of `size` bytes.
+pub(super) fn space_for_overlay(size: u64) -> u64 {
+    (size / SPACE_SHARE).clamp(LEAST_SPACE, MOST_SPACE)
+}
+
+/// Refuses if a file system has less room than its overlays may need. `wanted` has a folder, its free space and the size of a
+/// disk whose overlay goes there.
+pub(super) fn guard_space(domain: &str, wanted: &[(PathBuf, FreeSpace, u64)]) -> Result<(), DomainError> {
+    let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
+    for (folder, space, size) in wanted {
+        let needed = needed.entry(space.device).or_default();
+        *needed += space_for_overlay(*size);
+        if space.bytes < *needed {
+            return Err(refused(
+                domain,
+                format!(
+                    "{} has {} MiB free, and its overlays may need {} MiB while the backup runs",
+                    folder.display(),
+                    space.bytes >> 20,
+                    *needed >> 20
+                ),
+                "make room, or put overlays elsewhere with --overlay-dir",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What has changed about the disks since the last backup, for the user to know.
+pub(super) fn changes(record: &DomainRecord, selection: &Selection) -> Vec<String> {
+    let now = |target: &str| selection.disks.iter().any(|disk| disk.target == target);
+    let gone = record.disks.keys().filter(|target| !now(target));
+    let gone = gone.map(|target| format!("disk {target} was in the last backup and is not in this one"));
+    let new = selection.disks.iter().filter(|disk| !record.disks.contains_key(&disk.target));
+    let new = new.map(|disk| format!("disk {} was not in the last backup: it is read whole", disk.target));
+    match record.disks.is_empty() {
+        true => Vec::new(),
+        false => gone.chain(new).collect(),
+    }
+}
+
+pub(super) fn refused(domain: &str, reason: String, hint: &str) -> DomainError {
+    DomainError::Refused { domain: domain.to_owned(), reason, hint: hint.to_owned() }
+}
+
+fn list(names: &[String]) -> String {
+    let shown: Vec<_> = names.iter().take(3).map(String::as_str).collect();
+    let more = if names.len() > 3 { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlays_are_named_after_their_disk() {
+        let name = |path: &str| overlay_name(Path::new(path), "vda", "5678");
+        assert_eq!(name("/vm/web.qcow2"), "web.vda.underlay-5678.qcow2");
+        assert_eq!(name("/vm/web.vda.underlay-1234.qcow2"), "web.vda.underlay-5678.qcow2");
+        assert_eq!(name("/vm/web"), "web.vda.underlay-5678.qcow2");
+        assert_eq!(name("/vm/.qcow2"), ".vda.underlay-5678.qcow2");
+        assert_eq!(name("/dev/vg/root"), "root.vda.underlay-5678.qcow2");
+        let long = overlay_name(Path::new(&format!("/{}.raw", "ä".repeat(120))), "vda", "5678");
+        assert_eq!(long, format!("{}.vda.underlay-5678.qcow2", "ä".repeat(60)));
+    }
+
+    #[test]
+    fn overlays_need_room_in_proportion() {
+        assert_eq!(space_for_overlay(0), LEAST_SPACE);
+        assert_eq!(space_for_overlay(10 << 30), 1 << 30);
+        assert_eq!(space_for_overlay(1 << 50), MOST_SPACE);
+        let space = |bytes| FreeSpace { device: 1, bytes };
+        let disk = |bytes| (PathBuf::from("/vm"), space(bytes), 10u64 << 30);
+        assert!(guard_space("web", &[disk(2 << 30), disk(2 << 30)]).is_ok());
+        let error = guard_space("web", &[disk(2 << 30), disk(2 << 30), disk(2 << 30)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "domain web: /vm has 2048 MiB free, and its overlays may need 3072 MiB while the backup runs"
+        );
+    }
+}

@@ -1,0 +1,292 @@
+//! From whatever an interrupted backup left to a sound state.
+//!
+//! | the record says | the running domain | what is done |
+//! |---|---|---|
+//! | freezing or frozen | writes to the overlay | the disk is given back to the frozen layer; the next backup freezes anew |
+//! | freezing or frozen | writes to the frozen layer | the overlay, if there is one, is set aside |
+//! | merging, rotate | writes to the overlay | the merge is done again, or found done |
+//! | merging, pivot | writes to the overlay | the disk is given back |
+//! | anything | has other layers by now | they stay; what underlay made is remembered as such |
+//!
+//! A stopped domain cannot be asked to merge. With rotate its chain is whole and stays as it is: the next backup of the running
+//! domain merges all overlays at once. With pivot the overlay is merged with `qemu-img`, for whoever manages the domain starts it
+//! from its original file.
+
+use crate::hypervisor::{Domain, HypervisorError};
+
+use super::merge::{Merging, chain};
+use super::record::{DomainRecord, FrozenDisk, Operation, Phase, Standing, Strategy};
+use super::{DomainError, Lifecycle};
+
+/// A domain can stop or start while it is brought in order; then it is looked at again.
+const LOOKS: usize = 5;
+
+/// What was done for one domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its name.
+    pub domain: String,
+    /// What was done, a sentence each; empty if nothing had to be.
+    pub actions: Vec<String>,
+}
+
+impl Lifecycle<'_> {
+    /// Brings interrupted backups to a sound state: those of one domain, or of all. A domain that cannot be brought in order
+    /// keeps nobody from the others.
+    ///
+    /// # Errors
+    /// Only what keeps all of them from being looked at.
+    pub fn recover(
+        &self,
+        only: Option<&str>,
+    ) -> Result<Vec<(String, Result<Recovered, DomainError>)>, DomainError> {
+        let mut done = Vec::new();
+        for record in self.hands.records()? {
+            let name = match self.hands.domain(&record.name) {
+                Ok(domain) if domain.uuid == record.uuid => domain.name,
+                Ok(_) | Err(HypervisorError::NoDomain { .. }) => match self.renamed(&record)? {
+                    Some(name) => name,
+                    None => {
+                        if record.operation.is_some() && only.is_none_or(|only| only == record.name) {
+                            done.push((record.name.clone(), Err(gone(&record))));
+                        }
+                        continue;
+                    }
+                },
+                Err(error) => return Err(error.into()),
+            };
+            if only.is_none_or(|only| only == name) {
+                done.push((name.clone(), self.recover_domain(&name)));
+            }
+        }
+        if let (Some(only), true) = (only, done.is_empty()) {
+            let domain = self.hands.domain(only)?;
+            done.push((domain.name.clone(), Ok(Recovered { domain: domain.name, actions: Vec::new() })));
+        }
+        Ok(done)
+    }
+
+    /// The name that a recorded domain has now.
+    fn renamed(&self, record: &DomainRecord) -> Result<Option<String>, DomainError> {
+        if record.operation.is_none() {
+            return Ok(None);
+        }
+        for name in self.hands.domains()? {
+            match self.hands.domain(&name) {
+                Ok(domain) if domain.uuid == record.uuid => return Ok(Some(name)),
+                Ok(_) | Err(HypervisorError::NoDomain { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn recover_domain(&self, name: &str) -> Result<Recovered, DomainError> {
+        let domain = self.hands.domain(name)?;
+        let _lock = self.lock(&domain)?;
+        let mut record = self.record(&domain)?;
+        let actions = self.recover_record(&domain.name, &mut record)?;
+        Ok(Recovered { domain: domain.name, actions })
+    }
+
+    /// Brings one domain to a sound state; what was done. The caller holds the lock.
+    pub(super) fn recover_record(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+    ) -> Result<Vec<String>, DomainError> {
+        let mut actions = Vec::new();
+        if record.thaw_pending {
+            match self.hands.domain(name)?.is_running() {
+                true => self.thaw(name, record)?,
+                // Nothing of a frozen file system survives the guest.
+                false => record.thaw_pending = false,
+            }
+            actions.push("the guest's file systems were thawed".to_owned());
+        }
+        let Some(operation) = record.operation.clone() else { return Ok(actions) };
+        for disk in &operation.disks {
+            if let Some(action) = self.recover_disk(name, record, &operation, disk)? {
+                actions.push(action);
+            }
+        }
+        record.operation = None;
+        self.hands.store(record)?;
+        if actions.is_empty() {
+            actions.push("an interrupted backup had changed nothing yet".to_owned());
+        }
+        actions.iter().for_each(|action| self.notice(name, action));
+        Ok(actions)
+    }
+
+    fn recover_disk(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        operation: &Operation,
+        disk: &FrozenDisk,
+    ) -> Result<Option<String>, DomainError> {
+        for _ in 0..LOOKS {
+            let domain = self.hands.domain(name)?;
+            let target = &disk.target;
+            if !domain.is_running() {
+                if self.recover_stopped(domain, record, operation, disk)? {
+                    continue;
+                }
+                return Ok(Some(format!(
+                    "disk {target}: found its domain stopped, and its layers are whole"
+                )));
+            }
+            let merging = match (&disk.merge, operation.phase, operation.strategy) {
+                (Some(merge), Phase::Merging, Strategy::Rotate) => self.merge_down(name, disk, merge)?,
+                (None, Phase::Merging, Strategy::Rotate) => Merging::Done,
+                _ => self.give_back(name, disk)?,
+            };
+            match merging {
+                Merging::Stopped => continue,
+                Merging::Done
+                    if operation.phase == Phase::Merging && operation.strategy == Strategy::Rotate =>
+                {
+                    self.note_rotated(name, record, disk)?;
+                    let merged = disk.merge.is_some();
+                    return Ok(merged.then(|| format!("disk {target}: its overlay is merged one layer down")));
+                }
+                Merging::Done => {
+                    let path = disk.frozen.path.display();
+                    return Ok(Some(format!("disk {target}: given back to {path}")));
+                }
+                Merging::Changed(standing) => return self.adopt(name, record, disk, standing),
+            }
+        }
+        Err(DomainError::Unsound {
+            domain: name.to_owned(),
+            problem: "it starts and stops all the time".into(),
+            hint: "run `underlay recover` when it has come to rest".into(),
+        })
+    }
+
+    /// Accepts the layers that somebody else has made of a disk, or finds out that our overlay is no part of it.
+    fn adopt(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        disk: &FrozenDisk,
+        standing: Standing,
+    ) -> Result<Option<String>, DomainError> {
+        let domain = self.hands.domain(name)?;
+        let target = &disk.target;
+        if matches!(standing, Standing::Original | Standing::Elsewhere) {
+            let domain = match standing {
+                Standing::Original => self.correct_inactive(domain, disk)?,
+                _ => domain,
+            };
+            let stale = self.quarantine(&domain, &disk.overlay)?;
+            return Ok(stale.map(|stale| {
+                format!(
+                    "disk {target}: does not use {} any more; what is in it is out of date, and was set aside as {}",
+                    disk.overlay.display(),
+                    stale.display()
+                )
+            }));
+        }
+        self.note_rotated(name, record, disk)?;
+        Ok(Some(format!("disk {target}: its layers were changed by somebody else; they stay as they are")))
+    }
+
+    /// A domain that is off. Whether it must be looked at again.
+    fn recover_stopped(
+        &self,
+        domain: Domain,
+        record: &mut DomainRecord,
+        operation: &Operation,
+        disk: &FrozenDisk,
+    ) -> Result<bool, DomainError> {
+        let name = domain.name.clone();
+        let Some(inactive) = &domain.inactive else { return Ok(true) };
+        let now = inactive.disk(&disk.target);
+        match (disk.writes_to_overlay(now), operation.strategy) {
+            (true, Strategy::Pivot) => {
+                self.give_back_stopped(domain, disk)?;
+                let domain = self.hands.domain(&name)?;
+                // It may have been started meanwhile, from the overlay.
+                let running = domain.is_running();
+                if !running {
+                    self.quarantine(&domain, &disk.overlay)?;
+                }
+                return Ok(running);
+            }
+            (true, Strategy::Rotate) => note_overlay(record, disk),
+            (false, _) => {
+                let writes_to_frozen = now.and_then(|now| now.source.path()) == Some(&disk.frozen.path);
+                if !writes_to_frozen {
+                    note_overlay(record, disk);
+                } else if let Some(stale) = self.quarantine(&domain, &disk.overlay)? {
+                    self.notice(
+                        &name,
+                        &format!(
+                            "disk {} starts from {}; if the guest wrote anything after it was frozen, that is only in {}",
+                            disk.target,
+                            disk.frozen.path.display(),
+                            stale.display()
+                        ),
+                    );
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Records how a disk stands now that it writes to the overlay for good.
+    pub(super) fn note_rotated(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        disk: &FrozenDisk,
+    ) -> Result<(), DomainError> {
+        note_overlay(record, disk);
+        self.note_layers(name, record, disk)
+    }
+
+    /// Records which layers a running domain's disk has.
+    pub(super) fn note_layers(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        disk: &FrozenDisk,
+    ) -> Result<(), DomainError> {
+        let domain = self.hands.domain(name)?;
+        let known = record.disk_mut(&disk.target);
+        if let Some(now) = domain.live.as_ref().and_then(|live| live.disk(&disk.target)) {
+            let layers = chain(now);
+            known.overlays.retain(|overlay| layers.contains(overlay));
+            known.layers = layers;
+        }
+        Ok(())
+    }
+}
+
+fn note_overlay(record: &mut DomainRecord, disk: &FrozenDisk) {
+    let known = record.disk_mut(&disk.target);
+    known.overlays.insert(disk.overlay.clone());
+    match &disk.merge {
+        Some(merge) => {
+            known.overlays.extend(merge.overlays.iter().cloned());
+            known.anchor = Some(merge.into.clone());
+        }
+        // The layer that was frozen was this domain's own: what comes later may be merged into it.
+        None => known.anchor = Some(disk.frozen.clone()),
+    }
+}
+
+fn gone(record: &DomainRecord) -> DomainError {
+    let disks = record.operation.iter().flat_map(|operation| &operation.disks);
+    let overlays: Vec<_> = disks.map(|disk| disk.overlay.display().to_string()).collect();
+    DomainError::Unsound {
+        domain: record.name.clone(),
+        problem: format!(
+            "it is not defined any more, and a backup of it was interrupted; the guest may have written to {}",
+            overlays.join(", ")
+        ),
+        hint: "these files were left alone; define the domain again with them, or remove them if it is gone for good".into(),
+    }
+}

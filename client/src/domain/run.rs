@@ -1,0 +1,356 @@
+//! One backup of one domain, from the first look to the last merge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use underlay_store::id::RepositoryId;
+use underlay_store::snapshot::Consistency;
+
+use crate::backup::{CapturedDisk, Outcome};
+use crate::hypervisor::{Backing, Domain};
+
+use super::merge::Merging;
+use super::plan::{self, Facts, SelectedDisk, Selection, Wishes};
+use super::record::{Content, DomainRecord, FrozenDisk, Operation, Phase, Standing, Strategy};
+use super::{DomainError, Lifecycle, Quiesce, Step};
+
+/// Bytes of randomness in an overlay's name.
+const NONCE: usize = 4;
+
+/// Disks that nobody writes to for the moment, to be read now.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    /// Their domain, as it was when they were frozen.
+    pub domain: &'a Domain,
+    /// How consistent they are.
+    pub consistency: Consistency,
+    /// The disks, in the order of the definition.
+    pub disks: Vec<FrozenChain>,
+    /// Writable disks left out by request.
+    pub excluded: &'a [String],
+}
+
+/// A disk to read.
+#[derive(Clone, Debug)]
+pub struct FrozenChain {
+    /// Its target, such as `vda`.
+    pub target: String,
+    /// Its bus, such as `virtio`.
+    pub bus: Option<String>,
+    /// The topmost layer to read.
+    pub layer: Backing,
+    /// Files that libvirt vouches for as its layers.
+    pub chain: BTreeSet<PathBuf>,
+}
+
+/// Reads frozen disks into a repository.
+pub trait Capture: Send + Sync {
+    /// The repository.
+    fn repository(&self) -> RepositoryId;
+
+    /// Commits one snapshot of all these disks. Durable when it returns.
+    ///
+    /// # Errors
+    /// Nothing is committed.
+    fn capture(&self, frozen: &Frozen<'_>) -> Result<Outcome, DomainError>;
+}
+
+/// A domain that was backed up.
+#[derive(Debug)]
+pub struct DomainOutcome {
+    /// The snapshot.
+    pub outcome: Outcome,
+    /// How consistent it is.
+    pub consistency: Consistency,
+    /// How its disks were frozen; `None` if it was stopped.
+    pub strategy: Option<Strategy>,
+    /// Why its layers could not be brought together afterwards. The snapshot is safe, and the next recovery tries again.
+    pub unfinished: Option<DomainError>,
+}
+
+/// What a backup of a domain would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// The domain.
+    pub domain: String,
+    /// How its disks would be frozen; `None` if it is stopped.
+    pub strategy: Option<Strategy>,
+    /// An interrupted backup would be brought in order first.
+    pub recovers: bool,
+    /// What would be done, a line each.
+    pub steps: Vec<String>,
+}
+
+impl Lifecycle<'_> {
+    /// Backs up one domain. Blocks.
+    ///
+    /// # Errors
+    /// Nothing is committed, and the disks are given back, or the error says that they are not.
+    pub fn backup(
+        &self,
+        name: &str,
+        wishes: &Wishes,
+        quiesce: Quiesce,
+        capture: &dyn Capture,
+    ) -> Result<DomainOutcome, DomainError> {
+        let domain = self.hands.domain(name)?;
+        let _lock = self.lock(&domain)?;
+        let mut record = self.record(&domain)?;
+        self.recover_record(name, &mut record)?;
+        let domain = self.hands.domain(name)?;
+        let selection = self.select(&domain, wishes)?;
+        plan::changes(&record, &selection).iter().for_each(|change| self.notice(name, change));
+        if !domain.is_running() {
+            return self.backup_stopped(&domain, &record, &selection, capture);
+        }
+        let operation = self.operation(&domain, &selection, &record, wishes)?;
+        let strategy = operation.strategy;
+        let read = self.freeze(&domain, &mut record, operation, quiesce).and_then(|consistency| {
+            Ok((consistency, self.read_frozen(&domain, &record, &selection, consistency, capture)?))
+        });
+        let (consistency, outcome) = match read {
+            Ok(read) => read,
+            Err(error) => return Err(self.unwind(name, &mut record, error)),
+        };
+        let together = self.bring_together(name, &mut record, &outcome, capture.repository(), wishes);
+        let thawed = if record.thaw_pending { self.thaw(name, &mut record) } else { Ok(()) };
+        let unfinished = together.and(thawed).err();
+        Ok(DomainOutcome { outcome, consistency, strategy: Some(strategy), unfinished })
+    }
+
+    /// What a backup would do. Changes nothing.
+    ///
+    /// # Errors
+    /// What would keep the backup from beginning.
+    pub fn intent(&self, name: &str, wishes: &Wishes) -> Result<Intent, DomainError> {
+        let domain = self.hands.domain(name)?;
+        let record = self.record(&domain)?;
+        let recovers = record.operation.is_some() || record.thaw_pending;
+        let mut intent = Intent { domain: name.to_owned(), strategy: None, recovers, steps: Vec::new() };
+        if recovers {
+            intent
+                .steps
+                .push("bring an interrupted backup in order; what follows may then be different".into());
+        }
+        let selection = self.select(&domain, wishes)?;
+        intent.steps.extend(plan::changes(&record, &selection));
+        if !domain.is_running() {
+            let read = selection.disks.iter().map(|disk| {
+                format!(
+                    "read {} as {}, and let nobody start the domain meanwhile",
+                    disk.active.path.display(),
+                    disk.target
+                )
+            });
+            intent.steps.extend(read);
+            return Ok(intent);
+        }
+        let operation = match recovers {
+            // Its jobs and overlays are still there, and would be refused.
+            true => self.planned(&domain, &selection, &record, wishes, &Facts::default())?,
+            false => self.operation(&domain, &selection, &record, wishes)?,
+        };
+        intent.strategy = Some(operation.strategy);
+        intent.steps.extend(operation.disks.iter().flat_map(|disk| describe(disk, operation.strategy)));
+        Ok(intent)
+    }
+
+    fn select(&self, domain: &Domain, wishes: &Wishes) -> Result<Selection, DomainError> {
+        let selection = plan::select(&domain.name, domain.current()?, &wishes.exclude)?;
+        plan::guard_definitions(domain, &selection)?;
+        for target in &selection.skipped {
+            self.notice(&domain.name, &format!("disk {target} is read-only and is not backed up"));
+        }
+        Ok(selection)
+    }
+
+    /// The operation that freezes a running domain's disks, if nothing stands in its way.
+    fn operation(
+        &self,
+        domain: &Domain,
+        selection: &Selection,
+        record: &DomainRecord,
+        wishes: &Wishes,
+    ) -> Result<Operation, DomainError> {
+        let name = &domain.name;
+        let mut facts = Facts {
+            snapshots: self.hands.snapshots(name)?,
+            checkpoints: self.hands.checkpoints(name)?,
+            domain_job: self.hands.domain_job(name)?,
+            block_jobs: BTreeMap::new(),
+        };
+        for disk in &selection.disks {
+            if let Some(job) = self.hands.block_job(name, &disk.target)? {
+                facts.block_jobs.insert(disk.target.clone(), job);
+            }
+        }
+        self.planned(domain, selection, record, wishes, &facts)
+    }
+
+    fn planned(
+        &self,
+        domain: &Domain,
+        selection: &Selection,
+        record: &DomainRecord,
+        wishes: &Wishes,
+        facts: &Facts,
+    ) -> Result<Operation, DomainError> {
+        let strategy = plan::guard(domain, facts, wishes)?;
+        let nonce = hex::encode(underlay_store::key::random_bytes::<NONCE>());
+        let operation = plan::operation(domain, selection, record, strategy, wishes, &nonce)?;
+        let mut wanted = Vec::new();
+        for disk in &operation.disks {
+            let folder = disk.overlay.parent().unwrap_or(Path::new("/"));
+            let size = self.hands.capacity(&domain.name, &disk.target)?;
+            wanted.push((folder.to_owned(), self.hands.free_space(folder)?, size));
+        }
+        plan::guard_space(&domain.name, &wanted)?;
+        Ok(operation)
+    }
+
+    fn backup_stopped(
+        &self,
+        domain: &Domain,
+        record: &DomainRecord,
+        selection: &Selection,
+        capture: &dyn Capture,
+    ) -> Result<DomainOutcome, DomainError> {
+        let frozen = frozen(domain, record, selection, Consistency::Offline);
+        let outcome = self.hands.step(Step::Capture, || capture.capture(&frozen))?;
+        Ok(DomainOutcome { outcome, consistency: Consistency::Offline, strategy: None, unfinished: None })
+    }
+
+    /// Reads what was frozen and commits it.
+    fn read_frozen(
+        &self,
+        domain: &Domain,
+        record: &DomainRecord,
+        selection: &Selection,
+        consistency: Consistency,
+        capture: &dyn Capture,
+    ) -> Result<Outcome, DomainError> {
+        let frozen = frozen(domain, record, selection, consistency);
+        self.hands.step(Step::Capture, || capture.capture(&frozen))
+    }
+
+    /// Merges layers, now that their content is in a snapshot.
+    fn bring_together(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        outcome: &Outcome,
+        repository: RepositoryId,
+        wishes: &Wishes,
+    ) -> Result<(), DomainError> {
+        let Some(mut operation) = record.operation.clone() else { return Ok(()) };
+        operation.phase = Phase::Merging;
+        for disk in &mut operation.disks {
+            let read = outcome.disks.iter().find(|read| read.name == disk.target);
+            disk.content = read.and_then(|read| content(disk, read, repository));
+        }
+        record.operation = Some(operation.clone());
+        self.hands.store(record)?;
+        for disk in &operation.disks {
+            let merging = match (operation.strategy, &disk.merge) {
+                (Strategy::Pivot, _) => self.give_back(name, disk)?,
+                (Strategy::Rotate, Some(merge)) => self.merge_down(name, disk, merge)?,
+                (Strategy::Rotate, None) => Merging::Done,
+            };
+            match (merging, operation.strategy) {
+                (Merging::Done, Strategy::Rotate) => self.note_rotated(name, record, disk)?,
+                (Merging::Done, Strategy::Pivot) => self.note_layers(name, record, disk)?,
+                // What it was found to be is a matter for recovery, which looks again.
+                (Merging::Stopped | Merging::Changed(_), _) => {
+                    self.recover_record(name, record)?;
+                    return Ok(());
+                }
+            }
+        }
+        record.operation = None;
+        let excluded = |target: &String| wishes.exclude.contains(target);
+        record.disks.retain(|target, _| {
+            excluded(target) || operation.disks.iter().any(|disk| disk.target == *target)
+        });
+        self.hands.store(record)?;
+        Ok(())
+    }
+
+    /// After a failure: gives the disks back, and forgets the operation. The error to report.
+    pub(super) fn unwind(&self, name: &str, record: &mut DomainRecord, first: DomainError) -> DomainError {
+        match self.try_unwind(name, record) {
+            Ok(()) => first,
+            Err(second) => DomainError::NotGivenBack { first: Box::new(first), second: Box::new(second) },
+        }
+    }
+
+    fn try_unwind(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
+        let disks = record.operation.iter().flat_map(|operation| operation.disks.clone());
+        for disk in disks.collect::<Vec<_>>() {
+            match self.give_back(name, &disk)? {
+                Merging::Done => {}
+                Merging::Changed(Standing::Original) => {
+                    let domain = self.correct_inactive(self.hands.domain(name)?, &disk)?;
+                    self.remove_unused(&domain, &disk.overlay)?;
+                }
+                Merging::Stopped | Merging::Changed(_) => {
+                    self.recover_record(name, record)?;
+                    return Ok(());
+                }
+            }
+        }
+        record.operation = None;
+        Ok(self.hands.store(record)?)
+    }
+}
+
+fn frozen<'a>(
+    domain: &'a Domain,
+    record: &DomainRecord,
+    selection: &'a Selection,
+    consistency: Consistency,
+) -> Frozen<'a> {
+    let disks = selection.disks.iter().map(|disk| FrozenChain {
+        target: disk.target.clone(),
+        bus: disk.bus.clone(),
+        layer: disk.active.clone(),
+        chain: chain_of(disk, record),
+    });
+    Frozen { domain, consistency, disks: disks.collect(), excluded: &selection.excluded }
+}
+
+/// Files that libvirt names, or named when the domain ran last, as layers of a disk.
+fn chain_of(disk: &SelectedDisk, record: &DomainRecord) -> BTreeSet<PathBuf> {
+    let known = record.disks.get(&disk.target).map(|known| known.layers.clone()).unwrap_or_default();
+    disk.below.iter().map(|layer| layer.path.clone()).chain(known).collect()
+}
+
+/// What was read of the layer that will be merged, and below the one that takes it.
+fn content(disk: &FrozenDisk, read: &CapturedDisk, repository: RepositoryId) -> Option<Content> {
+    let merge = disk.merge.as_ref()?;
+    let top = read.layers.last()?;
+    let into = read.layers.len().checked_sub(1 + merge.overlays.len())?;
+    let below = into.checked_sub(1).map(|below| read.layers[below].root);
+    Some(Content { repository, identity: top.identity.clone(), root: top.root, below })
+}
+
+fn describe(disk: &FrozenDisk, strategy: Strategy) -> Vec<String> {
+    let (target, frozen, overlay) = (&disk.target, disk.frozen.path.display(), disk.overlay.display());
+    let mut lines = vec![
+        format!("freeze {target}: {frozen} stays as it is, the guest goes on in {overlay}"),
+        format!("read {frozen} as {target}, except for layers that are known"),
+    ];
+    lines.push(match (strategy, &disk.merge) {
+        (Strategy::Pivot, _) => {
+            format!("merge {overlay} into {frozen}, which the guest goes on in, and remove it")
+        }
+        (Strategy::Rotate, Some(merge)) => {
+            let overlays: Vec<_> = merge.overlays.iter().map(|path| path.display().to_string()).collect();
+            let into = merge.into.path.display();
+            format!("merge {} into {into}, and remove it", overlays.join(" and "))
+        }
+        (Strategy::Rotate, None) => {
+            format!("leave the guest in {overlay}; the next backup merges that into {frozen}")
+        }
+    });
+    lines
+}

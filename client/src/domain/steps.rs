@@ -1,0 +1,279 @@
+//! Everything that a backup of a domain changes goes through here, one step at a time.
+//!
+//! So the steps are enumerated, whoever wants to know when each begins and ends can listen, and a new way to change something
+//! cannot be used around them: the rest of this room holds [`Hands`], never a hypervisor.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::hypervisor::{Backing, BlockJob, Domain, Hypervisor, HypervisorError, Overlay};
+use crate::image::LayerIdentity;
+use crate::state::StateError;
+
+use super::DomainError;
+use super::record::{Content, DomainRecord};
+
+/// One thing that changes the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// The journal is written.
+    Record,
+    /// All disks are frozen at one moment.
+    Freeze,
+    /// The guest's file systems are thawed.
+    Thaw,
+    /// The snapshot is committed to the repository.
+    Capture,
+    /// Overlays of a running domain are merged into a layer below.
+    Commit,
+    /// The active overlay is merged and the disk given back to the layer below.
+    CommitActive,
+    /// A merge that waits is told to give the disk back.
+    Pivot,
+    /// An overlay of a stopped domain is merged.
+    CommitStopped,
+    /// A definition is changed.
+    Define,
+    /// A memo of a merged layer is written.
+    Remember,
+    /// An overlay that nobody needs is removed.
+    Remove,
+    /// An overlay that nobody may use is renamed.
+    SetAside,
+}
+
+/// Before or after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Moment {
+    /// Nothing of it has been done.
+    Before,
+    /// All of it has been done, or it failed.
+    After,
+}
+
+/// Hears of steps.
+pub trait Observer: Send + Sync {
+    /// A step begins or has ended.
+    fn reached(&self, step: Step, moment: Moment);
+}
+
+/// Nobody listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn reached(&self, _: Step, _: Moment) {}
+}
+
+/// Free space of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Which file system.
+    pub device: u64,
+    /// Bytes that may still be written.
+    pub bytes: u64,
+}
+
+/// Image files, as this host sees them beside the hypervisor.
+pub trait Layers: Send + Sync {
+    /// Whether there is such a file.
+    fn exists(&self, path: &Path) -> Result<bool, DomainError>;
+    /// Whether a virtual machine or an image tool has it open.
+    fn is_open(&self, path: &Path) -> Result<bool, DomainError>;
+    /// Room in the file system of a folder.
+    fn free_space(&self, folder: &Path) -> Result<FreeSpace, DomainError>;
+    /// What the layer's file is now.
+    fn identity(&self, layer: &Backing, chain: &BTreeSet<PathBuf>) -> Result<LayerIdentity, DomainError>;
+    /// Remembers that `layer` now holds what was read as `content`.
+    fn remember(
+        &self,
+        layer: &Backing,
+        chain: &BTreeSet<PathBuf>,
+        content: &Content,
+    ) -> Result<(), DomainError>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> Result<(), DomainError>;
+    /// Renames a file so that nobody takes it for a layer; its new name.
+    fn set_aside(&self, path: &Path) -> Result<PathBuf, DomainError>;
+}
+
+/// Keeps records durably, each replaced whole.
+pub trait Journal: Send + Sync {
+    /// All records.
+    fn all(&self) -> Result<Vec<DomainRecord>, StateError>;
+    /// The record of a domain.
+    fn load(&self, uuid: &str) -> Result<Option<DomainRecord>, StateError>;
+    /// Durable when it returns.
+    fn store(&self, record: &DomainRecord) -> Result<(), StateError>;
+    /// Keeps other processes from working on a domain until it is dropped; `None` if one is at it.
+    fn lock(&self, uuid: &str) -> Result<Option<Box<dyn Send>>, StateError>;
+}
+
+/// What a backup reads with and acts with.
+#[derive(Clone, Copy)]
+pub struct Hands<'a> {
+    hypervisor: &'a dyn Hypervisor,
+    layers: &'a dyn Layers,
+    journal: &'a dyn Journal,
+    observer: &'a dyn Observer,
+}
+
+impl std::fmt::Debug for Hands<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hands")
+    }
+}
+
+/// Looking: changes nothing.
+impl<'a> Hands<'a> {
+    /// What acts, and who listens.
+    pub fn new(
+        hypervisor: &'a dyn Hypervisor,
+        layers: &'a dyn Layers,
+        journal: &'a dyn Journal,
+        observer: &'a dyn Observer,
+    ) -> Self {
+        Self { hypervisor, layers, journal, observer }
+    }
+
+    pub(super) fn domains(&self) -> Result<Vec<String>, HypervisorError> {
+        self.hypervisor.domains()
+    }
+
+    pub(super) fn domain(&self, name: &str) -> Result<Domain, HypervisorError> {
+        self.hypervisor.domain(name)
+    }
+
+    pub(super) fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {
+        self.hypervisor.snapshots(domain)
+    }
+
+    pub(super) fn checkpoints(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {
+        self.hypervisor.checkpoints(domain)
+    }
+
+    pub(super) fn domain_job(&self, domain: &str) -> Result<Option<String>, HypervisorError> {
+        self.hypervisor.domain_job(domain)
+    }
+
+    pub(super) fn block_job(&self, domain: &str, target: &str) -> Result<Option<BlockJob>, HypervisorError> {
+        self.hypervisor.block_job(domain, target)
+    }
+
+    pub(super) fn agent_answers(&self, domain: &str, patience: Duration) -> Result<bool, HypervisorError> {
+        self.hypervisor.agent_answers(domain, patience)
+    }
+
+    pub(super) fn exists(&self, path: &Path) -> Result<bool, DomainError> {
+        self.layers.exists(path)
+    }
+
+    pub(super) fn is_open(&self, path: &Path) -> Result<bool, DomainError> {
+        self.layers.is_open(path)
+    }
+
+    pub(super) fn free_space(&self, folder: &Path) -> Result<FreeSpace, DomainError> {
+        self.layers.free_space(folder)
+    }
+
+    pub(super) fn capacity(&self, domain: &str, target: &str) -> Result<u64, HypervisorError> {
+        self.hypervisor.capacity(domain, target)
+    }
+
+    pub(super) fn identity(
+        &self,
+        layer: &Backing,
+        chain: &BTreeSet<PathBuf>,
+    ) -> Result<LayerIdentity, DomainError> {
+        self.layers.identity(layer, chain)
+    }
+
+    pub(super) fn records(&self) -> Result<Vec<DomainRecord>, StateError> {
+        self.journal.all()
+    }
+
+    pub(super) fn load(&self, uuid: &str) -> Result<Option<DomainRecord>, StateError> {
+        self.journal.load(uuid)
+    }
+
+    pub(super) fn lock(&self, uuid: &str) -> Result<Option<Box<dyn Send>>, StateError> {
+        self.journal.lock(uuid)
+    }
+}
+
+/// Acting: each of these is a [`Step`].
+impl Hands<'_> {
+    /// Does one step.
+    pub(super) fn step<T>(&self, step: Step, act: impl FnOnce() -> T) -> T {
+        self.observer.reached(step, Moment::Before);
+        let result = act();
+        self.observer.reached(step, Moment::After);
+        result
+    }
+
+    pub(super) fn store(&self, record: &DomainRecord) -> Result<(), StateError> {
+        self.step(Step::Record, || self.journal.store(record))
+    }
+
+    pub(super) fn freeze(
+        &self,
+        domain: &str,
+        overlays: &[Overlay],
+        quiesce: Option<Duration>,
+    ) -> Result<(), HypervisorError> {
+        self.step(Step::Freeze, || self.hypervisor.freeze(domain, overlays, quiesce))
+    }
+
+    pub(super) fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {
+        self.step(Step::Thaw, || self.hypervisor.thaw(domain, patience))
+    }
+
+    pub(super) fn commit(
+        &self,
+        domain: &str,
+        target: &str,
+        base: &Path,
+        top: &Path,
+    ) -> Result<(), HypervisorError> {
+        self.step(Step::Commit, || self.hypervisor.commit(domain, target, base, top))
+    }
+
+    pub(super) fn commit_active(
+        &self,
+        domain: &str,
+        target: &str,
+        base: &Path,
+    ) -> Result<(), HypervisorError> {
+        self.step(Step::CommitActive, || self.hypervisor.commit_active(domain, target, base))
+    }
+
+    pub(super) fn pivot(&self, domain: &str, target: &str) -> Result<(), HypervisorError> {
+        self.step(Step::Pivot, || self.hypervisor.pivot(domain, target))
+    }
+
+    pub(super) fn commit_stopped(&self, overlay: &Path, base: &Backing) -> Result<(), HypervisorError> {
+        self.step(Step::CommitStopped, || self.hypervisor.commit_stopped(overlay, base))
+    }
+
+    pub(super) fn define(&self, xml: &str) -> Result<(), HypervisorError> {
+        self.step(Step::Define, || self.hypervisor.define(xml))
+    }
+
+    pub(super) fn remember(
+        &self,
+        layer: &Backing,
+        chain: &BTreeSet<PathBuf>,
+        content: &Content,
+    ) -> Result<(), DomainError> {
+        self.step(Step::Remember, || self.layers.remember(layer, chain, content))
+    }
+
+    pub(super) fn remove(&self, path: &Path) -> Result<(), DomainError> {
+        self.step(Step::Remove, || self.layers.remove(path))
+    }
+
+    pub(super) fn set_aside(&self, path: &Path) -> Result<PathBuf, DomainError> {
+        self.step(Step::SetAside, || self.layers.set_aside(path))
+    }
+}
