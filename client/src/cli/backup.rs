@@ -4,35 +4,50 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
+use underlay_store::progress::Progress;
 use underlay_store::repository::Access;
 use underlay_store::snapshot::{Consistency, PrivateImage, PrivateMetadata, validate};
 
 use super::App;
+use super::backup_domain::DomainOptions;
+use super::open::Opened;
 use super::report::Failure;
 use super::text::{count, say, size};
 use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
+use crate::domain::ImageAccess;
 use crate::image::{Chain, Format, OpenOptions};
 use crate::state::{Memos, state_directory};
 
 /// Back up a virtual machine's disks.
 ///
-/// The images must not be written meanwhile: stop the machine, or freeze its disks with an external snapshot and give the
-/// frozen files. Layers that were read before and have not changed since are not read again.
+/// With --domain or --all: domains of libvirt, running or not. Their disks are frozen at one moment, read, and given back.
+///
+/// With images: files that nobody writes meanwhile. Stop the machine, or freeze its disks with an external snapshot and give the
+/// frozen files.
+///
+/// Layers that were read before and have not changed since are not read again.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  underlay backup --vm web /vm/web.qcow2\n  \
+#[command(after_help = "Examples:\n  underlay backup --domain web\n  \
+                        underlay backup --all --parallel 2\n  \
+                        underlay backup --domain db --require-quiesce --exclude-disk vdc --dry-run\n  \
+                        underlay backup --vm web /vm/web.qcow2\n  \
                         underlay backup --vm db vda=/vm/db.qcow2 vdb=/vm/db-data.raw\n  \
                         underlay backup --vm web --allow-dir /vm/base /vm/web.qcow2")]
 pub(super) struct Backup {
-    /// The machine's name in the repository
-    #[arg(long, value_name = "NAME")]
-    vm: String,
+    /// The machine's name in the repository; that of a domain is its own, unless this says otherwise
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["domain", "all"], conflicts_with = "all")]
+    vm: Option<String>,
     /// Its disks, as PATH or DISK=PATH; without names they are vda, vdb, …
-    #[arg(required = true, value_name = "[DISK=]IMAGE")]
+    #[arg(required_unless_present_any = ["domain", "all"], conflicts_with_all = ["domain", "all"],
+          value_name = "[DISK=]IMAGE")]
     images: Vec<OsString>,
+    #[command(flatten)]
+    domains: DomainOptions,
     /// Format of the images; without it, by their endings .qcow2 and .raw, never by their content
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["domain", "all"])]
     format: Option<ImageFormat>,
     /// A directory in which files named inside images may lie, besides the image's own
     #[arg(long, value_name = "DIR")]
@@ -62,27 +77,40 @@ enum ImageFormat {
 
 impl Backup {
     pub fn run(self, app: &App) -> Result<(), Failure> {
+        if self.domains.are_wanted() {
+            return self.domains.run(app, &self);
+        }
         let job = self.job()?;
+        let repository = self.open(app)?;
+        let outcome = backup(&repository.environment(app, &*app.progress), job, &self.options())?;
+        app.progress.finish();
+        tell(app, &outcome)
+    }
+
+    /// The repository to back up to.
+    pub fn open(&self, app: &App) -> Result<Destination, Failure> {
         let opened = app.open(if self.take_over { Access::TakeOver } else { Access::Write })?;
         let memos = Memos::new(&state_directory(), opened.descriptor.repository);
-        let environment = Environment {
-            authority: opened.authority,
-            descriptor: &opened.descriptor,
-            key: opened.key.backup(),
-            memos: &memos,
-            runtime: app.runtime.handle().clone(),
-            progress: &*app.progress,
-            cancel: &app.cancel,
-        };
-        let options = BackupOptions {
+        Ok(Destination { opened, memos })
+    }
+
+    pub fn options(&self) -> BackupOptions {
+        BackupOptions {
             compression: self.compression,
             verify_encoding: !self.no_encode_check,
             use_memos: !self.no_memo,
             ..BackupOptions::default()
-        };
-        let outcome = backup(&environment, job, &options)?;
-        app.progress.finish();
-        tell(app, &outcome)
+        }
+    }
+
+    /// The machine's name in the repository, if the user gave one.
+    pub fn vm(&self) -> Option<&str> {
+        self.vm.as_deref()
+    }
+
+    /// What images may name.
+    pub fn access(&self) -> ImageAccess {
+        ImageAccess { allow_dirs: self.allow_dir.clone() }
     }
 
     fn job(&self) -> Result<Job, Failure> {
@@ -94,7 +122,8 @@ impl Backup {
             allow_dirs: self.allow_dir.clone(),
             ..OpenOptions::default()
         };
-        validate::vm_name(&self.vm)?;
+        let vm = self.vm.clone().unwrap_or_default();
+        validate::vm_name(&vm)?;
         let mut named: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (at, image) in self.images.iter().enumerate() {
             let (name, path) = disk(image, at);
@@ -118,10 +147,34 @@ impl Backup {
             });
             disks.push(DiskSource { name, chain });
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-        let private = PrivateMetadata { host, images, ..PrivateMetadata::default() };
-        Ok(Job { vm: self.vm.clone(), disks, consistency: Consistency::Offline, private })
+        let private = PrivateMetadata { host: host_name(), images, ..PrivateMetadata::default() };
+        Ok(Job { vm, disks, consistency: Consistency::Offline, private })
     }
+}
+
+/// An open repository, and what this host knows of its layers.
+pub(super) struct Destination {
+    opened: Opened,
+    memos: Memos,
+}
+
+impl Destination {
+    pub fn environment<'a>(&'a self, app: &'a App, progress: &'a dyn Progress) -> Environment<'a> {
+        Environment {
+            authority: Arc::clone(&self.opened.authority),
+            descriptor: &self.opened.descriptor,
+            key: self.opened.key.backup(),
+            memos: &self.memos,
+            runtime: app.runtime.handle().clone(),
+            progress,
+            cancel: &app.cancel,
+        }
+    }
+}
+
+/// What this host calls itself.
+pub(super) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Splits `[DISK=]PATH`. What exists as it stands is a path, whatever it contains.
@@ -154,15 +207,19 @@ fn tell(app: &App, outcome: &Outcome) -> Result<(), Failure> {
             .map_err(|error| Failure::failed("cannot print the result", error))?;
         return say(text);
     }
+    lines(outcome).into_iter().try_for_each(say)
+}
+
+/// What a backup did, for people.
+pub(super) fn lines(outcome: &Outcome) -> [String; 3] {
     let [disks, read, new, uploaded] =
         [outcome.disk_bytes, outcome.bytes_read, outcome.bytes_new, outcome.bytes_uploaded].map(size);
-    say(format!("snapshot {} of {} at {}", outcome.snapshot, outcome.vm, outcome.time))?;
-    say(format!("{disks} of disks: {read} read, {new} new, {uploaded} uploaded, {:.1} s", outcome.seconds))?;
-    say(format!(
-        "{} read, {} known from earlier backups",
-        count(outcome.layers_read as u64, "layer"),
-        outcome.layers_known
-    ))
+    let known = outcome.layers_known;
+    [
+        format!("snapshot {} of {} at {}", outcome.snapshot, outcome.vm, outcome.time),
+        format!("{disks} of disks: {read} read, {new} new, {uploaded} uploaded, {:.1} s", outcome.seconds),
+        format!("{} read, {known} known from earlier backups", count(outcome.layers_read as u64, "layer")),
+    ]
 }
 
 #[cfg(test)]

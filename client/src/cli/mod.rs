@@ -1,6 +1,7 @@
 //! The command line: one file a verb. The only room that prints. stdout is the result, stderr is progress and messages.
 
 mod backup;
+mod backup_domain;
 mod check;
 mod init;
 mod key;
@@ -9,6 +10,7 @@ mod manual;
 mod open;
 mod progress;
 mod prompt;
+mod recover;
 mod report;
 mod restore;
 mod show;
@@ -26,6 +28,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use underlay_store::Error;
 use underlay_store::progress::Progress;
+
+use crate::domain::{Observer, Unobserved};
 
 use progress::Bars;
 use report::Failure;
@@ -87,6 +91,7 @@ enum Verb {
     Show(show::Show),
     Restore(restore::Restore),
     Check(check::Check),
+    Recover(recover::Recover),
     Completions(manual::Completions),
     Man(manual::Man),
 }
@@ -100,6 +105,8 @@ struct App {
     cancel: Arc<AtomicBool>,
     /// The same, for what waits.
     stopping: watch::Receiver<bool>,
+    /// Hears of the steps that change domains.
+    observer: Arc<dyn Observer>,
 }
 
 impl App {
@@ -117,6 +124,11 @@ impl App {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    main_observed(Arc::new(Unobserved))
+}
+
+/// Runs the program, and tells `observer` of every step that changes domains.
+pub fn main_observed(observer: Arc<dyn Observer>) -> ExitCode {
     let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
@@ -126,7 +138,7 @@ pub fn main() -> ExitCode {
     };
     log(cli.global.verbose);
     let json = cli.global.json;
-    match run(cli) {
+    match run(cli, observer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
@@ -151,7 +163,7 @@ fn log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(cli: Cli, observer: Arc<dyn Observer>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -160,7 +172,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let (stop, stopping) = watch::channel(false);
     let progress = Arc::new(Bars::new(!cli.global.no_progress && !cli.global.json));
     runtime.spawn(stop_on_interrupt(Arc::clone(&cancel), stop, Arc::clone(&progress)));
-    let app = App { global: cli.global, runtime, progress, cancel, stopping };
+    let app = App { global: cli.global, runtime, progress, cancel, stopping, observer };
     let result = match cli.verb {
         Verb::Init(init) => init.run(&app),
         Verb::Key(key) => key.run(&app),
@@ -169,6 +181,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Show(show) => show.run(&app),
         Verb::Restore(restore) => restore.run(&app),
         Verb::Check(check) => check.run(&app),
+        Verb::Recover(recover) => recover.run(&app),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),
     };
@@ -222,6 +235,11 @@ mod tests {
             "underlay --repo /r list",
             "underlay list web --repo s3://bucket/vms --json",
             "underlay show web@latest -vv",
+            "underlay backup --domain web --domain mail --require-quiesce --strategy pivot --dry-run",
+            "underlay backup --all --parallel 4 --connect qemu:///system --exclude-disk vdb",
+            "underlay backup --domain a@b --vm a",
+            "underlay recover",
+            "underlay recover --domain web --json",
             "underlay restore 5f3a --to - --format raw",
             "underlay check --read-data=5% --scrub --no-progress",
             "underlay key add --holds backup --label office",
@@ -239,6 +257,12 @@ mod tests {
             "underlay init --chunk-size 3",
             "underlay backup --vm web",
             "underlay backup /web.qcow2",
+            "underlay backup --domain web /web.qcow2",
+            "underlay backup --domain web --all",
+            "underlay backup --all --vm web",
+            "underlay backup --domain web --require-quiesce --no-quiesce",
+            "underlay backup --domain web --parallel 0",
+            "underlay backup --domain web --format raw",
             "underlay backup --vm web --compression 20 /web.qcow2",
             "underlay restore web@latest",
             "underlay restore --to /x",

@@ -8,6 +8,8 @@ use underlay_store::Error;
 
 use super::text::{say, warn};
 use crate::backup::BackupError;
+use crate::domain::DomainError;
+use crate::hypervisor::HypervisorError;
 use crate::image::ImageError;
 use crate::restore::RestoreError;
 
@@ -99,6 +101,11 @@ impl Failure {
         }
     }
 
+    /// What became of `domain`, for programs.
+    pub fn document(&self, domain: &str) -> serde_json::Value {
+        json!({ "domain": domain, "error": self.line(), "hint": self.hint, "exit_code": self.code })
+    }
+
     /// Prints it and gives the exit code.
     pub fn report(self, json: bool) -> ExitCode {
         self.explain();
@@ -154,6 +161,27 @@ impl From<BackupError> for Failure {
         match error {
             BackupError::Store(error) => error.into(),
             other => Self::new(FAILED, chain(&other), other.hint()),
+        }
+    }
+}
+
+impl From<HypervisorError> for Failure {
+    fn from(error: HypervisorError) -> Self {
+        let code = if matches!(error, HypervisorError::Interrupted) { INTERRUPTED } else { FAILED };
+        Self::new(code, chain(&error), error.hint().map(str::to_owned))
+    }
+}
+
+impl From<DomainError> for Failure {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::Backup(error) => error.into(),
+            DomainError::Hypervisor(error) => error.into(),
+            DomainError::Image(error) => error.into(),
+            other => {
+                let code = if other.is_interruption() { INTERRUPTED } else { FAILED };
+                Self::new(code, chain(&other), other.hint())
+            }
         }
     }
 }
