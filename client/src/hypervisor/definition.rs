@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::HypervisorError;
+use super::parse;
+
 /// A domain's definition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Definition {
@@ -18,6 +21,14 @@ pub struct Definition {
 }
 
 impl Definition {
+    /// Reads the definition of the domain `domain` from libvirt's XML, of a running domain or an inactive one.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Definition`] if the text is not XML, no domain, or has a disk without a name.
+    pub fn parse(domain: &str, xml: &str) -> Result<Self, HypervisorError> {
+        parse::definition(domain, xml)
+    }
+
     /// The disk of that target name.
     pub fn disk(&self, target: &str) -> Option<&DomainDisk> {
         self.disks.iter().find(|disk| disk.target == target)
@@ -38,7 +49,8 @@ pub enum Agent {
 /// Firmware whose variables lie in a file of the domain's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firmware {
-    /// The file with the variables; `None` if it does not exist before the first start.
+    /// The file with the variables; `None` if it does not exist before the first start. Variables that lie elsewhere than in
+    /// a file stand here as [`Backing::path`] has them.
     pub nvram: Option<PathBuf>,
 }
 
@@ -89,7 +101,7 @@ pub enum Source {
     Block(PathBuf),
     /// Nothing is inserted.
     Empty,
-    /// Something else, such as `network` (rbd, nbd, …) or `volume`, in libvirt's words.
+    /// Something else, in libvirt's words, such as `network rbd pool/image` or `volume pool/name`.
     Other(String),
 }
 
@@ -106,7 +118,8 @@ impl Source {
 /// A layer of a chain as libvirt knows it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Backing {
-    /// The file or block device.
+    /// The file or block device. A layer that is neither stands here in libvirt's words, such as `network nbd export`: it begins
+    /// with no slash, so it is never mistaken for a file that can be opened.
     pub path: PathBuf,
     /// Its format, such as `qcow2` or `raw`.
     pub format: String,

@@ -6,7 +6,6 @@
 mod definition;
 mod error;
 mod parse;
-mod parse;
 mod program;
 mod redirect;
 mod virsh;

@@ -1,1 +1,319 @@
 //! libvirt, through its own command line.
+//!
+//! A user name of a domain is given to virsh only if virsh takes it for nothing else: it looks for a number and a UUID before it
+//! looks for a name. The texts of errors come from libvirtd and follow *its* language, so that nothing is decided from
+//! them; what virsh says itself is English here.
+
+mod answers;
+mod arguments;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{self, Path};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::parse::{Identity, identity};
+use super::program::{CommandLine, Wait};
+use super::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay};
+
+/// How long to wait for an answer.
+const READING: Duration = Duration::from_secs(120);
+/// How long to wait for what libvirtd does at once, if it does anything at all.
+const PROMPT: Duration = Duration::from_secs(600);
+/// libvirt's own patience with a guest's agent: it finds out within seconds whether there is one, then waits for ever.
+const USUAL_PATIENCE: &str = "-2";
+
+/// libvirt, driven by `virsh`; images that nobody has open are merged by `qemu-img`.
+#[derive(Clone, Debug)]
+pub struct Virsh {
+    connect: Option<String>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Virsh {
+    /// The hypervisor at the URI `connect`, else virsh's own default. Once `cancel` is set, commands that only read are waited for
+    /// no longer than a few seconds each; those that change something are always waited for.
+    pub fn new(connect: Option<String>, cancel: Arc<AtomicBool>) -> Self {
+        Self { connect, cancel }
+    }
+
+    fn virsh(&self, verb: &str) -> CommandLine {
+        let connect = self.connect.iter().flat_map(|uri| ["--connect", uri]);
+        CommandLine::new("virsh").args(connect).arg(verb)
+    }
+
+    /// A command about one domain, which `reference` says.
+    fn about(&self, verb: &str, reference: &OsStr) -> CommandLine {
+        self.virsh(verb).arg("--domain").arg(reference)
+    }
+
+    fn read(&self, command: &CommandLine) -> Result<String, HypervisorError> {
+        self.read_within(command, READING)
+    }
+
+    fn read_within(&self, command: &CommandLine, limit: Duration) -> Result<String, HypervisorError> {
+        let output = command.run(Wait::Reading { limit, cancel: &self.cancel })?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// What virsh finds this domain by, and nothing else. Costs nothing unless virsh could misread the name.
+    fn reference(&self, domain: &str) -> Result<OsString, HypervisorError> {
+        let missing = || HypervisorError::NoDomain { domain: domain.to_owned() };
+        if domain.is_empty() || domain.contains('\0') {
+            return Err(missing());
+        }
+        if !arguments::is_misread(domain) {
+            return Ok(domain.into());
+        }
+        let listed = self.read(&self.virsh("list").args(["--all", "--uuid", "--name"]))?;
+        answers::uuid_of(domain, &listed).map(OsString::from).ok_or_else(missing)
+    }
+
+    /// Says so if the domain is not there, whatever else a command complained about.
+    fn explain(&self, domain: &str, error: HypervisorError) -> HypervisorError {
+        if !matches!(error, HypervisorError::Failed { .. }) {
+            return error;
+        }
+        match self.domains() {
+            Ok(all) if all.iter().any(|name| name == domain) => error,
+            Ok(_) => HypervisorError::NoDomain { domain: domain.to_owned() },
+            Err(error) => error,
+        }
+    }
+
+    /// Runs a command that reads something about a domain.
+    fn ask(&self, domain: &str, verb: &str, options: &[&str]) -> Result<String, HypervisorError> {
+        let command = self.about(verb, &self.reference(domain)?).args(options);
+        self.read(&command).map_err(|error| self.explain(domain, error))
+    }
+
+    /// Runs a command that changes a domain.
+    fn change(
+        &self,
+        domain: &str,
+        command: &CommandLine,
+        limit: Option<Duration>,
+    ) -> Result<(), HypervisorError> {
+        let done = command.run(Wait::Changing { limit });
+        done.map(drop).map_err(|error| self.explain(domain, error))
+    }
+
+    /// The domain's XML with its secrets, and who it is about: nobody but `domain`.
+    fn dump(&self, domain: &str, options: &[&str]) -> Result<(Identity, String), HypervisorError> {
+        let options: Vec<_> = ["--security-info"].iter().chain(options).copied().collect();
+        let xml = self.ask(domain, "dumpxml", &options)?;
+        let identity = identity(domain, &xml)?;
+        if identity.name != domain {
+            return Err(HypervisorError::NoDomain { domain: domain.to_owned() });
+        }
+        Ok((identity, xml))
+    }
+
+    /// Whether it runs. A domain that is gone does not.
+    fn is_running(&self, domain: &str) -> Result<bool, HypervisorError> {
+        Ok(self.dump(domain, &[])?.0.running)
+    }
+
+    /// How long libvirt waits for the guest's agent from now on; without `patience` as long as it usually does.
+    fn wait_for_agent(
+        &self,
+        domain: &str,
+        reference: &OsStr,
+        patience: Option<Duration>,
+    ) -> Result<(), HypervisorError> {
+        let patience = patience.map_or_else(|| USUAL_PATIENCE.to_owned(), arguments::seconds);
+        let command = self.about("guest-agent-timeout", reference).args(["--timeout", &patience]);
+        self.change(domain, &command, Some(PROMPT))
+    }
+
+    /// Does what talks to the guest's agent, with a bounded patience meanwhile.
+    fn with_patience<T>(
+        &self,
+        domain: &str,
+        patience: Duration,
+        talk: impl FnOnce(&OsStr) -> Result<T, HypervisorError>,
+    ) -> Result<T, HypervisorError> {
+        let reference = self.reference(domain)?;
+        self.wait_for_agent(domain, &reference, Some(patience))?;
+        let result = talk(&reference);
+        if let Err(error) = self.wait_for_agent(domain, &reference, None) {
+            tracing::warn!(%error, domain, "libvirt will go on waiting only {patience:?} for the guest's agent");
+        }
+        result
+    }
+
+    /// Refuses what would not be frozen where it is asked to be: libvirt would make the snapshot of a stopped domain, too, and
+    /// turn line ends in file names into blanks.
+    fn check_freeze(
+        &self,
+        command: &CommandLine,
+        running: bool,
+        overlays: &[Overlay],
+    ) -> Result<(), HypervisorError> {
+        let refuse = |message: String| Err(HypervisorError::Failed { command: command.to_string(), message });
+        if !running {
+            return refuse("domain is not running".to_owned());
+        }
+        match overlays.iter().find(|overlay| !arguments::is_kept_by_libvirt(&overlay.path)) {
+            Some(overlay) => refuse(format!("libvirt cannot be given the file name {:?}", overlay.path)),
+            None => Ok(()),
+        }
+    }
+
+    /// The format of its backing file that an image records, `None` if it records none.
+    fn recorded_format(&self, overlay: &Path) -> Result<Option<String>, HypervisorError> {
+        let command =
+            CommandLine::new("qemu-img").args(["info", "--output=json", "-f", "qcow2", "--"]).arg(overlay);
+        Ok(answers::backing_format(&self.read(&command)?))
+    }
+}
+
+impl Hypervisor for Virsh {
+    fn domains(&self) -> Result<Vec<String>, HypervisorError> {
+        let listed = self.read(&self.virsh("list").args(["--all", "--name"]))?;
+        Ok(answers::names(&listed))
+    }
+
+    fn domain(&self, name: &str) -> Result<Domain, HypervisorError> {
+        let (identity, current) = self.dump(name, &[])?;
+        let live = if identity.running { Some(Definition::parse(name, &current)?) } else { None };
+        // Of a transient domain, this is its live definition again.
+        let (_, inactive) = self.dump(name, &["--inactive"])?;
+        let persistent = answers::is_persistent(&self.ask(name, "dominfo", &[])?);
+        let inactive = if persistent { Some(Definition::parse(name, &inactive)?) } else { None };
+        Ok(Domain { name: identity.name, uuid: identity.uuid, live, inactive })
+    }
+
+    fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {
+        Ok(answers::names(&self.ask(domain, "snapshot-list", &["--name"])?))
+    }
+
+    fn checkpoints(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {
+        match self.ask(domain, "checkpoint-list", &["--name"]) {
+            Err(HypervisorError::Failed { message, .. }) if message.contains("not supported") => {
+                Ok(Vec::new())
+            }
+            listed => Ok(answers::names(&listed?)),
+        }
+    }
+
+    fn domain_job(&self, domain: &str) -> Result<Option<String>, HypervisorError> {
+        match self.ask(domain, "domjobinfo", &[]) {
+            Err(HypervisorError::Failed { .. }) if !self.is_running(domain)? => Ok(None),
+            told => Ok(answers::domain_job(&told?)),
+        }
+    }
+
+    fn block_job(&self, domain: &str, target: &str) -> Result<Option<BlockJob>, HypervisorError> {
+        let told = match self.ask(domain, "blockjob", &["--path", target, "--raw"]) {
+            Err(HypervisorError::Failed { .. }) if !self.is_running(domain)? => return Ok(None),
+            told => told?,
+        };
+        let Some(kind) = answers::block_job_kind(&told) else { return Ok(None) };
+        let now = Definition::parse(domain, &self.dump(domain, &[])?.1)?;
+        let mirror = now.disk(target).and_then(|disk| disk.mirror.as_ref());
+        Ok(Some(BlockJob { kind, ready: mirror.is_some_and(|mirror| mirror.ready) }))
+    }
+
+    fn capacity(&self, domain: &str, target: &str) -> Result<u64, HypervisorError> {
+        let told = self.ask(domain, "domblkinfo", &["--device", target])?;
+        answers::capacity(&told).ok_or_else(|| HypervisorError::Failed {
+            command: format!("virsh domblkinfo --device {target}"),
+            message: format!("the size of disk {target} is not told"),
+        })
+    }
+
+    fn agent_answers(&self, domain: &str, patience: Duration) -> Result<bool, HypervisorError> {
+        let answer = self.with_patience(domain, patience, |reference| {
+            self.read_within(&self.about("domtime", reference), patience.saturating_add(READING))
+        });
+        match answer {
+            Ok(_) => Ok(true),
+            Err(error @ (HypervisorError::Failed { .. } | HypervisorError::TimedOut { .. })) => {
+                match self.explain(domain, error) {
+                    HypervisorError::Failed { .. } | HypervisorError::TimedOut { .. } => Ok(false),
+                    error => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn freeze(
+        &self,
+        domain: &str,
+        overlays: &[Overlay],
+        quiesce: Option<Duration>,
+    ) -> Result<(), HypervisorError> {
+        let (identity, xml) = self.dump(domain, &[])?;
+        let live = Definition::parse(domain, &xml)?;
+        let number = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let specifications = arguments::disks(&live, overlays);
+        let command = |reference: &OsStr| {
+            self.about("snapshot-create-as", reference)
+                .args(["--name", &format!("underlay-{number}"), "--disk-only", "--atomic", "--no-metadata"])
+                .args(quiesce.map(|_| "--quiesce"))
+                .args(specifications.iter().flat_map(|disk| [OsStr::new("--diskspec"), disk]))
+        };
+        let reference = self.reference(domain)?;
+        self.check_freeze(&command(&reference), identity.running, overlays)?;
+        let limit = PROMPT.saturating_add(quiesce.unwrap_or_default().saturating_mul(3));
+        let freeze = |reference: &OsStr| self.change(domain, &command(reference), Some(limit));
+        match quiesce {
+            Some(patience) => self.with_patience(domain, patience, freeze),
+            None => freeze(&reference),
+        }
+    }
+
+    fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {
+        self.with_patience(domain, patience, |reference| {
+            let limit = PROMPT.saturating_add(patience.saturating_mul(3));
+            self.change(domain, &self.about("domfsthaw", reference), Some(limit))
+        })
+    }
+
+    fn commit(&self, domain: &str, target: &str, base: &Path, top: &Path) -> Result<(), HypervisorError> {
+        let command = self.about("blockcommit", &self.reference(domain)?).args(["--path", target]);
+        let command = command.arg("--base").arg(base).arg("--top").arg(top).arg("--wait");
+        self.change(domain, &command, None)
+    }
+
+    fn commit_active(&self, domain: &str, target: &str, base: &Path) -> Result<(), HypervisorError> {
+        let command = self.about("blockcommit", &self.reference(domain)?).args(["--path", target]);
+        let command = command.arg("--base").arg(base).args(["--active", "--wait", "--pivot"]);
+        self.change(domain, &command, None)
+    }
+
+    fn pivot(&self, domain: &str, target: &str) -> Result<(), HypervisorError> {
+        let command = self.about("blockjob", &self.reference(domain)?).args(["--path", target, "--pivot"]);
+        self.change(domain, &command, Some(PROMPT))
+    }
+
+    fn commit_stopped(&self, overlay: &Path, base: &Backing) -> Result<(), HypervisorError> {
+        let unusable = |source| HypervisorError::Program { program: "qemu-img".to_owned(), source };
+        // qemu-img takes what stands before a colon for a protocol, unless the path is absolute.
+        let overlay = path::absolute(overlay).map_err(unusable)?;
+        let base_path = path::absolute(&base.path).map_err(unusable)?;
+        // With a base the overlay keeps its content, and a base that is not in its chain is refused.
+        let command = CommandLine::new("qemu-img").args(["commit", "-f", "qcow2", "-b"]).arg(&base_path);
+        let command = command.arg("--").arg(&overlay);
+        let recorded = self.recorded_format(&overlay)?;
+        if recorded.as_ref() != Some(&base.format) {
+            let recorded = recorded.as_deref().unwrap_or("no format at all");
+            let message = format!(
+                "{} records {recorded} for the layer below it, not {}",
+                overlay.display(),
+                base.format
+            );
+            return Err(HypervisorError::Failed { command: command.to_string(), message });
+        }
+        command.run(Wait::Changing { limit: None }).map(drop)
+    }
+
+    fn define(&self, xml: &str) -> Result<(), HypervisorError> {
+        // No file ever holds the definition's secrets.
+        let command = self.virsh("define").args(["--file", "/dev/stdin"]).input(xml);
+        command.run(Wait::Changing { limit: Some(PROMPT) }).map(drop)
+    }
+}
