@@ -17,7 +17,7 @@ const NOVA: &str = "http://openstack.org/xmlns/libvirt/nova/";
 
 /// Who a definition is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct Subject {
     /// The domain's name.
     pub(super) name: String,
     /// Its UUID.
@@ -27,7 +27,7 @@ pub(super) struct Identity {
 }
 
 /// Reads who the definition is about.
-pub(super) fn identity(domain: &str, xml: &str) -> Result<Identity, HypervisorError> {
+pub(super) fn subject(domain: &str, xml: &str) -> Result<Subject, HypervisorError> {
     let fail = |problem: String| HypervisorError::Definition { domain: domain.to_owned(), problem };
     let document = Document::parse(xml).map_err(|error| fail(error.to_string()))?;
     let root = domain_element(&document).map_err(fail)?;
@@ -35,7 +35,7 @@ pub(super) fn identity(domain: &str, xml: &str) -> Result<Identity, HypervisorEr
         let found = child(root, name).and_then(|node| node.text());
         found.map(str::to_owned).ok_or_else(|| fail(format!("it has no <{name}>")))
     };
-    Ok(Identity { name: text("name")?, uuid: text("uuid")?, running: root.attribute("id").is_some() })
+    Ok(Subject { name: text("name")?, uuid: text("uuid")?, running: root.attribute("id").is_some() })
 }
 
 /// Reads a definition.
@@ -175,20 +175,20 @@ fn firmware(os: Node) -> Option<Firmware> {
     (flash || os.attribute("firmware") == Some("efi")).then_some(Firmware { nvram: None })
 }
 
-fn is_novas(metadata: Node) -> bool {
+pub(super) fn is_novas(metadata: Node) -> bool {
     metadata.tag_name().namespace().is_some_and(|namespace| namespace.starts_with(NOVA))
 }
 
 /// The first child of that name; libvirt's own elements have no namespace.
-fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
+pub(super) fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
     elements(&node).find(|child| is(*child, name))
 }
 
-fn elements<'a>(node: &Node<'a, 'a>) -> impl Iterator<Item = Node<'a, 'a>> + use<'a> {
+pub(super) fn elements<'a>(node: &Node<'a, 'a>) -> impl Iterator<Item = Node<'a, 'a>> + use<'a> {
     node.children().filter(Node::is_element)
 }
 
-fn is(node: Node, name: &str) -> bool {
+pub(super) fn is(node: Node, name: &str) -> bool {
     node.tag_name().name() == name && node.tag_name().namespace().is_none()
 }
 

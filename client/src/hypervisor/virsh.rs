@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::parse::{Identity, identity};
+use super::parse::{Subject, subject};
 use super::program::{CommandLine, Wait};
 use super::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay};
 
@@ -66,8 +66,11 @@ impl Virsh {
         if !arguments::is_misread(domain) {
             return Ok(domain.into());
         }
-        let listed = self.read(&self.virsh("list").args(["--all", "--uuid", "--name"]))?;
-        answers::uuid_of(domain, &listed).map(OsString::from).ok_or_else(missing)
+        answers::uuid_of(domain, &self.uuids_and_names()?).map(OsString::from).ok_or_else(missing)
+    }
+
+    fn uuids_and_names(&self) -> Result<String, HypervisorError> {
+        self.read(&self.virsh("list").args(["--all", "--uuid", "--name"]))
     }
 
     /// Says so if the domain is not there, whatever else a command complained about.
@@ -100,14 +103,14 @@ impl Virsh {
     }
 
     /// The domain's XML with its secrets, and who it is about: nobody but `domain`.
-    fn dump(&self, domain: &str, options: &[&str]) -> Result<(Identity, String), HypervisorError> {
+    fn dump(&self, domain: &str, options: &[&str]) -> Result<(Subject, String), HypervisorError> {
         let options: Vec<_> = ["--security-info"].iter().chain(options).copied().collect();
         let xml = self.ask(domain, "dumpxml", &options)?;
-        let identity = identity(domain, &xml)?;
-        if identity.name != domain {
+        let subject = subject(domain, &xml)?;
+        if subject.name != domain {
             return Err(HypervisorError::NoDomain { domain: domain.to_owned() });
         }
-        Ok((identity, xml))
+        Ok((subject, xml))
     }
 
     /// Whether it runs. A domain that is gone does not.
@@ -176,13 +179,17 @@ impl Hypervisor for Virsh {
     }
 
     fn domain(&self, name: &str) -> Result<Domain, HypervisorError> {
-        let (identity, current) = self.dump(name, &[])?;
-        let live = if identity.running { Some(Definition::parse(name, &current)?) } else { None };
+        let (subject, current) = self.dump(name, &[])?;
+        let live = if subject.running { Some(Definition::parse(name, &current)?) } else { None };
         // Of a transient domain, this is its live definition again.
         let (_, inactive) = self.dump(name, &["--inactive"])?;
         let persistent = answers::is_persistent(&self.ask(name, "dominfo", &[])?);
         let inactive = if persistent { Some(Definition::parse(name, &inactive)?) } else { None };
-        Ok(Domain { name: identity.name, uuid: identity.uuid, live, inactive })
+        Ok(Domain { name: subject.name, uuid: subject.uuid, live, inactive })
+    }
+
+    fn name_of(&self, uuid: &str) -> Result<Option<String>, HypervisorError> {
+        Ok(answers::name_of(uuid, &self.uuids_and_names()?).map(str::to_owned))
     }
 
     fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {
@@ -246,7 +253,7 @@ impl Hypervisor for Virsh {
         overlays: &[Overlay],
         quiesce: Option<Duration>,
     ) -> Result<(), HypervisorError> {
-        let (identity, xml) = self.dump(domain, &[])?;
+        let (subject, xml) = self.dump(domain, &[])?;
         let live = Definition::parse(domain, &xml)?;
         let number = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let specifications = arguments::disks(&live, overlays);
@@ -257,7 +264,7 @@ impl Hypervisor for Virsh {
                 .args(specifications.iter().flat_map(|disk| [OsStr::new("--diskspec"), disk]))
         };
         let reference = self.reference(domain)?;
-        self.check_freeze(&command(&reference), identity.running, overlays)?;
+        self.check_freeze(&command(&reference), subject.running, overlays)?;
         let limit = PROMPT.saturating_add(quiesce.unwrap_or_default().saturating_mul(3));
         let freeze = |reference: &OsStr| self.change(domain, &command(reference), Some(limit));
         match quiesce {

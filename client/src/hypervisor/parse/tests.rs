@@ -121,10 +121,10 @@ fn a_running_domain_is_read() {
     assert!(!definition.managed_by_nova);
     let nvram = definition.firmware.as_ref().and_then(|firmware| firmware.nvram.as_deref());
     assert_eq!(nvram, Some(Path::new("/var/lib/libvirt/qemu/nvram/web & co_VARS.fd")));
-    let identity = identity("web", RUNNING).unwrap();
-    assert_eq!(identity.name, "3 odd,name='x' é");
-    assert_eq!(identity.uuid, "3c923692-36d6-467c-b21b-03eb2fcd1a15");
-    assert!(identity.running);
+    let subject = subject("web", RUNNING).unwrap();
+    assert_eq!(subject.name, "3 odd,name='x' é");
+    assert_eq!(subject.uuid, "3c923692-36d6-467c-b21b-03eb2fcd1a15");
+    assert!(subject.running);
 
     let names: Vec<_> = definition.disks.iter().map(|disk| disk.target.as_str()).collect();
     assert_eq!(names, ["vda", "sdb", "vdc", "vdd", "hda", "fda"]);
@@ -304,9 +304,9 @@ fn novas_domains_are_recognised_by_their_namespace() {
 
 #[test]
 fn an_inactive_domain_has_no_number() {
-    let identity = identity("web", "<domain><name>web</name><uuid>u</uuid></domain>").unwrap();
-    assert!(!identity.running);
-    assert!(super::identity("web", "<domain><name>web</name></domain>").is_err());
+    let subject = subject("web", "<domain><name>web</name><uuid>u</uuid></domain>").unwrap();
+    assert!(!subject.running);
+    assert!(super::subject("web", "<domain><name>web</name></domain>").is_err());
 }
 
 #[test]
@@ -330,7 +330,7 @@ proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in ".*") {
         drop(Definition::parse("web", &text));
-        drop(identity("web", &text));
+        drop(subject("web", &text));
     }
 
     /// A real definition with some of its characters replaced, removed or said twice.
@@ -345,7 +345,7 @@ proptest! {
             text.replace_range(start..end.max(start), &replacement);
         }
         drop(Definition::parse("web", &text));
-        drop(identity("web", &text));
+        drop(subject("web", &text));
     }
 
     /// Whatever a path holds comes back, if it is what XML can hold.
