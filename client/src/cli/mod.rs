@@ -17,6 +17,7 @@ mod show;
 mod text;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -160,7 +161,9 @@ fn log(verbose: u8) {
         _ => "underlay_client=debug,underlay_store=debug,info",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("UNDERLAY_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colours = std::io::stderr().is_terminal();
+    let messages = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    messages.with_target(false).with_ansi(colours).init();
 }
 
 fn run(cli: Cli, observer: Arc<dyn Observer>) -> Result<(), Failure> {
