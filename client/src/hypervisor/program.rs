@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,10 @@ const MAXIMUM_MESSAGE: usize = 300;
 /// How long a command that only reads may still take once the user asked to stop: what cleans up after an interrupt must be able
 /// to see what there is.
 const GRACE: Duration = Duration::from_secs(3);
-/// The longest pause between two looks at a running program.
+/// Between two looks at a running program.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks at a program that has closed its outputs.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
 
 /// A program and its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +40,7 @@ pub(super) struct CommandLine {
 pub(super) enum Wait<'a> {
     /// It only reads: it ends at the limit, and soon after the user asks to stop.
     Reading { limit: Duration, cancel: &'a AtomicBool },
-    /// It changes something: only the limit ends it.
+    /// It changes something, or what follows depends on its answer: only the limit ends it.
     Changing { limit: Option<Duration> },
 }
 
@@ -67,13 +70,14 @@ impl CommandLine {
     pub(super) fn run(&self, wait: Wait) -> Result<Vec<u8>, HypervisorError> {
         tracing::info!("{self}");
         let mut child = self.start().map_err(|source| self.cannot_start(source))?;
-        let output = collect(child.stdout.take());
-        let complaint = collect(child.stderr.take());
+        let (open, closed) = channel();
+        let output = collect(child.stdout.take(), open.clone());
+        let complaint = collect(child.stderr.take(), open);
         if let (Some(mut pipe), Some(input)) = (child.stdin.take(), self.input.clone()) {
             // A program that does not read to the end says itself what it did not like.
             thread::spawn(move || drop(pipe.write_all(&input)));
         }
-        let status = self.wait(&mut child, wait)?;
+        let status = self.wait(&mut child, &closed, wait)?;
         let (output, complaint) = (output.join().unwrap_or_default(), complaint.join().unwrap_or_default());
         if status.success() {
             return Ok(output);
@@ -93,9 +97,13 @@ impl CommandLine {
             .spawn()
     }
 
-    fn wait(&self, child: &mut Child, wait: Wait) -> Result<ExitStatus, HypervisorError> {
+    fn wait(
+        &self,
+        child: &mut Child,
+        closed: &Receiver<()>,
+        wait: Wait,
+    ) -> Result<ExitStatus, HypervisorError> {
         let started = Instant::now();
-        let mut pause = Duration::from_millis(1);
         loop {
             if let Some(status) = child.try_wait().map_err(|source| self.cannot_start(source))? {
                 return Ok(status);
@@ -116,8 +124,9 @@ impl CommandLine {
                     seconds: limit.as_secs(),
                 });
             }
-            thread::sleep(pause);
-            pause = PAUSE.min(pause * 2);
+            if closed.recv_timeout(PAUSE) == Err(RecvTimeoutError::Disconnected) {
+                thread::sleep(SHORT_PAUSE);
+            }
         }
     }
 
@@ -143,8 +152,8 @@ fn end(child: &mut Child) {
     drop(child.wait());
 }
 
-/// Reads a pipe to its end, so that the program at its other end never waits.
-fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+/// Reads a pipe to its end, so that the program at its other end never waits. Then drops `open`.
+fn collect(pipe: Option<impl Read + Send + 'static>, open: Sender<()>) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut kept = Vec::new();
         if let Some(mut pipe) = pipe {
@@ -152,6 +161,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
             drop(pipe.by_ref().take(MAXIMUM_OUTPUT).read_to_end(&mut kept));
             drop(io::copy(&mut pipe, &mut io::sink()));
         }
+        drop(open);
         kept
     })
 }

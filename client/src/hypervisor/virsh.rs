@@ -49,11 +49,7 @@ impl Virsh {
     }
 
     fn read(&self, command: &CommandLine) -> Result<String, HypervisorError> {
-        self.read_within(command, READING)
-    }
-
-    fn read_within(&self, command: &CommandLine, limit: Duration) -> Result<String, HypervisorError> {
-        let output = command.run(Wait::Reading { limit, cancel: &self.cancel })?;
+        let output = command.run(Wait::Reading { limit: READING, cancel: &self.cancel })?;
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
@@ -232,16 +228,17 @@ impl Hypervisor for Virsh {
     }
 
     fn agent_answers(&self, domain: &str, patience: Duration) -> Result<bool, HypervisorError> {
+        // Never cut short: whoever cleans up after an interrupt has to know whether a guest is frozen.
         let answer = self.with_patience(domain, patience, |reference| {
-            self.read_within(&self.about("domtime", reference), patience.saturating_add(READING))
+            let limit = patience.saturating_mul(3).saturating_add(READING);
+            self.about("domtime", reference).run(Wait::Changing { limit: Some(limit) })
         });
         match answer {
             Ok(_) => Ok(true),
-            Err(error @ (HypervisorError::Failed { .. } | HypervisorError::TimedOut { .. })) => {
-                match self.explain(domain, error) {
-                    HypervisorError::Failed { .. } | HypervisorError::TimedOut { .. } => Ok(false),
-                    error => Err(error),
-                }
+            Err(HypervisorError::Failed { .. } | HypervisorError::TimedOut { .. }) => {
+                // The domain can be asked about: it is its agent that does not answer.
+                self.dump(domain, &[])?;
+                Ok(false)
             }
             Err(error) => Err(error),
         }
