@@ -32,6 +32,10 @@ pub enum HypervisorError {
     #[error("the definition of domain {domain:?} cannot be understood: {problem}")]
     Definition { domain: String, problem: String },
 
+    /// A definition cannot be made to name other files.
+    #[error("the definition of domain {domain:?} cannot be adapted: {problem}")]
+    NotAdaptable { domain: String, problem: String, hint: Option<&'static str> },
+
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -45,6 +49,7 @@ impl HypervisorError {
             Self::NoDomain { .. } => {
                 Some("`virsh list --all` shows what there is; --connect chooses another hypervisor")
             }
+            Self::NotAdaptable { hint, .. } => *hint,
             _ => None,
         }
     }

@@ -3,7 +3,9 @@
 //! [`Hypervisor`] is small on purpose: everything above it decides from what [`Hypervisor::domain`] reads back, never from
 //! an exit code alone, because a hypervisor can fail after it did what was asked. [`Virsh`] is the real one.
 
+mod adapt;
 mod definition;
+mod edit;
 mod error;
 mod parse;
 mod program;
@@ -13,6 +15,7 @@ mod virsh;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use adapt::{Adaptation, Adapted, RestoredAs, adapt};
 pub use definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
 pub use error::HypervisorError;
 pub use redirect::redirect;
@@ -85,6 +88,19 @@ pub trait Hypervisor: Send + Sync {
     /// Reads one domain. [`HypervisorError::NoDomain`] if there is none of that name.
     fn domain(&self, name: &str) -> Result<Domain, HypervisorError>;
 
+    /// The name of the domain with that UUID, if there is one.
+    fn name_of(&self, uuid: &str) -> Result<Option<String>, HypervisorError> {
+        for name in self.domains()? {
+            match self.domain(&name) {
+                Ok(domain) if domain.uuid.eq_ignore_ascii_case(uuid) => return Ok(Some(name)),
+                // One that has gone meanwhile is none.
+                Ok(_) | Err(HypervisorError::NoDomain { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// Names of the snapshots the hypervisor keeps records of.
     fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError>;
 
@@ -100,7 +116,7 @@ pub trait Hypervisor: Send + Sync {
     /// Bytes of a disk as its guest sees it.
     fn capacity(&self, domain: &str, target: &str) -> Result<u64, HypervisorError>;
 
-    /// Whether the guest's agent answers within `patience`. Later calls of the agent wait no longer than that, too.
+    /// Whether the guest's agent answers within `patience`. One that has frozen its file systems does not.
     fn agent_answers(&self, domain: &str, patience: Duration) -> Result<bool, HypervisorError>;
 
     /// Freezes the current layers of all these disks at one moment: each disk goes on in its overlay. With `quiesce` the

@@ -13,6 +13,12 @@ pub(super) fn uuid_of<'a>(name: &str, listed: &'a str) -> Option<&'a str> {
     pairs.filter(|(_, listed)| *listed == name).map(|(uuid, _)| uuid).next()
 }
 
+/// The name of a domain, out of the same list.
+pub(super) fn name_of<'a>(uuid: &str, listed: &'a str) -> Option<&'a str> {
+    let pairs = listed.lines().filter_map(|line| line.split_once(' '));
+    pairs.filter(|(listed, _)| listed.eq_ignore_ascii_case(uuid)).map(|(_, name)| name).next()
+}
+
 /// Whether libvirt keeps a definition of the domain, out of `virsh dominfo`.
 pub(super) fn is_persistent(told: &str) -> bool {
     field(told, "Persistent") == Some("yes")
@@ -66,6 +72,8 @@ mod tests {
         assert_eq!(uuid_of("3", listed), Some("a3a18527-598d-4624-8b2d-2dc62fe133e0"));
         assert_eq!(uuid_of("3 odd", listed), Some("3c923692-36d6-467c-b21b-03eb2fcd1a15"));
         assert_eq!(uuid_of("28c58171-3401-43fd-b8bd-27b31bc34fe2", listed), None);
+        assert_eq!(name_of("3C923692-36D6-467C-B21B-03EB2FCD1A15", listed), Some("3 odd"));
+        assert_eq!(name_of("slow", listed), None);
     }
 
     #[test]
