@@ -4,6 +4,7 @@
 //! an exit code alone, because a hypervisor can fail after it did what was asked. [`Virsh`] is the real one.
 
 mod adapt;
+mod define;
 mod definition;
 mod edit;
 mod error;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use adapt::{Adaptation, Adapted, RestoredAs, adapt};
+pub use define::{DefineError, define_new, ensure_free};
 pub use definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
 pub use error::HypervisorError;
 pub use redirect::redirect;
