@@ -49,6 +49,12 @@ impl HypervisorError {
             Self::NoDomain { .. } => {
                 Some("`virsh list --all` shows what there is; --connect chooses another hypervisor")
             }
+            // virsh's own words, whatever the language of libvirtd.
+            Self::Failed { message, .. } if message.starts_with("failed to connect to the hypervisor") => {
+                Some(
+                    "is libvirtd running, and may this user talk to it? --connect chooses another hypervisor",
+                )
+            }
             Self::NotAdaptable { hint, .. } => *hint,
             _ => None,
         }

@@ -64,6 +64,15 @@ fn what_a_program_prints_is_returned_and_what_it_complains_is_told() {
 }
 
 #[test]
+fn a_terminals_interrupt_does_not_reach_a_program() {
+    let seen =
+        CommandLine::new("cut").args(["-d", " ", "-f", "1,5", "/proc/self/stat"]).run(CHANGING).unwrap();
+    let seen = String::from_utf8(seen).unwrap();
+    let (process, group) = seen.trim().split_once(' ').unwrap();
+    assert_eq!(process, group, "it is in a process group of its own");
+}
+
+#[test]
 fn much_input_that_nobody_reads_is_no_trouble() {
     CommandLine::new("true").input(&"x".repeat(1 << 20)).run(CHANGING).unwrap();
 }
