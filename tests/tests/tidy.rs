@@ -45,6 +45,24 @@ fn one_file_names_qcow2_rs() {
 }
 
 #[test]
+fn only_the_hypervisor_room_reads_xml_and_starts_programs() {
+    only_named_in("roxmltree", |path| path.starts_with("client/src/hypervisor"));
+    no_source("starts a program: that is for client/src/hypervisor", |source| {
+        source.is_in("client/src")
+            && !source.is_in("client/src/hypervisor")
+            && source.code.contains("process::Command")
+    });
+}
+
+#[test]
+fn steps_that_change_domains_cannot_be_left_out() {
+    no_source("acts on a domain without naming the step: use `Hands`", |source| {
+        let room = source.is_in("client/src/domain") && !source.is_in("client/src/domain/steps");
+        room && ["hypervisor", "layers", "journal"].iter().any(|part| source.code.contains(&format!("hands.{part}.")))
+    });
+}
+
+#[test]
 fn client_and_server_do_not_import_each_other() {
     no_source("may not name the server", |source| {
         source.is_in("client/src") && source.names("underlay_server")

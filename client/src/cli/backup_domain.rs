@@ -130,12 +130,16 @@ impl DomainOptions {
         Ok(names)
     }
 
-    fn wishes(&self) -> Wishes {
-        Wishes {
+    fn wishes(&self) -> Result<Wishes, Failure> {
+        // libvirtd has a working directory of its own.
+        let absolute = |folder: &PathBuf| {
+            std::path::absolute(folder).map_err(|error| Failure::failed("cannot use --overlay-dir", error))
+        };
+        Ok(Wishes {
             strategy: self.strategy,
-            overlay_folder: self.overlay_dir.clone(),
+            overlay_folder: self.overlay_dir.as_ref().map(absolute).transpose()?,
             exclude: self.exclude_disk.clone(),
-        }
+        })
     }
 
     fn quiesce(&self) -> Quiesce {
@@ -169,7 +173,7 @@ impl DomainOptions {
             host: &host_name,
         };
         let lifecycle = host.lifecycle(&*app.observer, progress);
-        let (wishes, quiesce) = (self.wishes(), self.quiesce());
+        let (wishes, quiesce) = (self.wishes()?, self.quiesce());
         let total = names.len();
         let waiting = Mutex::new(names.into_iter().enumerate().collect::<VecDeque<_>>());
         let done = Mutex::new(Vec::new());
@@ -193,10 +197,11 @@ impl DomainOptions {
 
     fn dry_run(&self, app: &App, host: &Host, names: &[String]) -> Result<(), Failure> {
         let lifecycle = host.lifecycle(&*app.observer, &*app.progress);
+        let wishes = self.wishes()?;
         let mut failures = Vec::new();
         let mut intents = Vec::new();
         for name in names {
-            match lifecycle.intent(name, &self.wishes()).map_err(Failure::from) {
+            match lifecycle.intent(name, &wishes).map_err(Failure::from) {
                 Ok(intent) => intents.push(intent),
                 Err(failure) => failures.push((name, failure)),
             }

@@ -89,6 +89,13 @@ impl Lifecycle<'_> {
         Ok(Recovered { domain: domain.name, actions })
     }
 
+    /// Brings one domain to a sound state, and tells the user what was done. The caller holds the lock.
+    pub(super) fn recover_first(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
+        let actions = self.recover_record(name, record)?;
+        actions.iter().for_each(|action| self.notice(name, action));
+        Ok(())
+    }
+
     /// Brings one domain to a sound state; what was done. The caller holds the lock.
     pub(super) fn recover_record(
         &self,
@@ -115,7 +122,6 @@ impl Lifecycle<'_> {
         if actions.is_empty() {
             actions.push("an interrupted backup had changed nothing yet".to_owned());
         }
-        actions.iter().for_each(|action| self.notice(name, action));
         Ok(actions)
     }
 

@@ -96,7 +96,7 @@ impl Lifecycle<'_> {
         let domain = self.hands.domain(name)?;
         let _lock = self.lock(&domain)?;
         let mut record = self.record(&domain)?;
-        self.recover_record(name, &mut record)?;
+        self.recover_first(name, &mut record)?;
         let domain = self.hands.domain(name)?;
         let selection = self.select(&domain, wishes)?;
         plan::changes(&record, &selection).iter().for_each(|change| self.notice(name, change));
@@ -261,8 +261,7 @@ impl Lifecycle<'_> {
                 (Merging::Done, Strategy::Pivot) => self.note_layers(name, record, disk)?,
                 // What it was found to be is a matter for recovery, which looks again.
                 (Merging::Stopped | Merging::Changed(_), _) => {
-                    self.recover_record(name, record)?;
-                    return Ok(());
+                    return self.recover_first(name, record);
                 }
             }
         }
@@ -293,8 +292,7 @@ impl Lifecycle<'_> {
                     self.remove_unused(&domain, &disk.overlay)?;
                 }
                 Merging::Stopped | Merging::Changed(_) => {
-                    self.recover_record(name, record)?;
-                    return Ok(());
+                    return self.recover_first(name, record);
                 }
             }
         }
