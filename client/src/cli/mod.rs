@@ -13,6 +13,7 @@ mod prompt;
 mod recover;
 mod report;
 mod restore;
+mod restore_domain;
 mod show;
 mod text;
 
@@ -244,6 +245,9 @@ mod tests {
             "underlay recover",
             "underlay recover --domain web --json",
             "underlay restore 5f3a --to - --format raw",
+            "underlay restore web@latest --to /x --define",
+            "underlay restore web@latest --to /x --define --name new --connect qemu:///system",
+            "underlay restore web@latest --to /x --define --new-identity --format raw --force --json",
             "underlay check --read-data=5% --scrub --no-progress",
             "underlay key add --holds backup --label office",
             "underlay key paper /file",
@@ -270,6 +274,10 @@ mod tests {
             "underlay restore web@latest",
             "underlay restore --to /x",
             "underlay restore web@latest --to /x --format vmdk",
+            "underlay restore web@latest --define",
+            "underlay restore web@latest --to /x --name new",
+            "underlay restore web@latest --to /x --new-identity",
+            "underlay restore web@latest --to /x --define --disk vda",
             "underlay check --read-data=0%",
             "underlay check --read-data 5%",
             "underlay key export",

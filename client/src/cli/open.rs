@@ -8,7 +8,7 @@ use underlay_store::backend::{Backend, Options};
 use underlay_store::key::{Key, RestoreKey, file, slot};
 use underlay_store::names::{ObjectName, SNAPSHOTS};
 use underlay_store::repository::{Access, Repository};
-use underlay_store::snapshot::{Descriptor, Snapshot, select};
+use underlay_store::snapshot::{Descriptor, PrivateMetadata, Snapshot, select};
 
 use super::App;
 use super::prompt;
@@ -112,6 +112,16 @@ impl Opened {
     /// The restore key, if that is what is at hand.
     pub fn restore_key(&self) -> Result<&RestoreKey, Failure> {
         Ok(self.key.restore()?)
+    }
+
+    /// What only the restore key reads of a snapshot; `None` without it, or if the snapshot keeps nothing of the kind.
+    pub fn private(&self, snapshot: &Snapshot) -> Result<Option<PrivateMetadata>, Failure> {
+        match (&self.key, &snapshot.private) {
+            (Key::Restore(key), Some(field)) => {
+                Ok(Some(field.open(key, &snapshot.repository, &snapshot.snapshot)?))
+            }
+            _ => Ok(None),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use underlay_store::Error;
 use super::text::{say, warn};
 use crate::backup::BackupError;
 use crate::domain::DomainError;
-use crate::hypervisor::HypervisorError;
+use crate::hypervisor::{DefineError, HypervisorError};
 use crate::image::ImageError;
 use crate::restore::RestoreError;
 
@@ -169,6 +169,15 @@ impl From<HypervisorError> for Failure {
     fn from(error: HypervisorError) -> Self {
         let code = if matches!(error, HypervisorError::Interrupted) { INTERRUPTED } else { FAILED };
         Self::new(code, chain(&error), error.hint().map(str::to_owned))
+    }
+}
+
+impl From<DefineError> for Failure {
+    fn from(error: DefineError) -> Self {
+        match error {
+            DefineError::Hypervisor(error) => error.into(),
+            other => Self::new(FAILED, chain(&other), other.hint().map(str::to_owned)),
+        }
     }
 }
 

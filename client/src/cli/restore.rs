@@ -9,11 +9,13 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use underlay_store::id::SnapshotId;
 use underlay_store::repository::Access;
-use underlay_store::snapshot::Disk;
+use underlay_store::snapshot::{Disk, PrivateMetadata};
 
 use super::App;
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
+use super::restore_domain::{Attempt, DefineOptions, keeps_firmware_variables};
 use super::text::{count, say, size, warn};
+use crate::domain::kept::NVRAM_DISK;
 use crate::restore::{
     DiskOutput, Environment, OutputFormat, RestoreOptions, RestoreStatistics, StreamOutput, create_output,
     restore,
@@ -22,9 +24,15 @@ use crate::restore::{
 /// Write a snapshot's disks as image files, flattened: they need no other file.
 ///
 /// A file appears under its name only when it is whole. An existing file or a block device is overwritten only with --force.
+///
+/// In a folder each disk becomes DISK.FORMAT, and a domain's firmware variables nvram.fd. With --define the snapshot's domain
+/// is defined with those files, and its definition, which may hold passwords, is in domain.xml; no domain is ever replaced. The
+/// files are readable by their owner only: libvirt gives them to QEMU when the domain starts, if it runs as root and the
+/// folder can be searched by everyone.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  underlay restore web@latest --to /vm/web.qcow2\n  \
                         underlay restore web@2026-11-23T17 --to /vm/restored/\n  \
+                        underlay restore web@latest --to /vm/web-copy --define --name web-copy\n  \
                         underlay restore 5f3a9c --disk vdb --to /dev/vg/data --format raw --force\n  \
                         underlay restore web@latest --to - | ssh host 'cat >web.raw'")]
 pub(super) struct Restore {
@@ -33,15 +41,17 @@ pub(super) struct Restore {
     /// Only this disk
     #[arg(long)]
     disk: Option<String>,
-    /// A file, a folder, a block device, or - for raw bytes on stdout. In a folder each disk becomes DISK.FORMAT
+    /// A file, a folder, a block device, or - for raw bytes on stdout
     #[arg(long, value_name = "PATH")]
     to: PathBuf,
-    /// Without it, by the ending of PATH: .raw and .img are raw, all else is qcow2; a device is raw
+    /// Without it, by the ending of PATH: .raw, .img and .fd are raw, all else is qcow2; a device is raw
     #[arg(long, value_enum)]
     format: Option<TargetFormat>,
     /// Overwrite what is there
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    domain: DefineOptions,
 }
 
 /// Formats that can be written.
@@ -53,10 +63,16 @@ enum TargetFormat {
     Qcow2,
 }
 
-/// A disk, where it goes, and what became of it.
+/// A disk, and where it goes.
+pub(super) struct Target<'a> {
+    pub disk: &'a Disk,
+    pub path: PathBuf,
+    pub format: OutputFormat,
+}
+
+/// What became of it.
 struct Written<'a> {
-    disk: &'a Disk,
-    path: PathBuf,
+    target: Target<'a>,
     result: Result<RestoreStatistics, Failure>,
 }
 
@@ -69,6 +85,7 @@ impl Restore {
     }
 
     fn restore(&self, app: &App) -> Result<(), Failure> {
+        self.check()?;
         let opened = app.open(Access::Read)?;
         let key = opened.restore_key()?;
         let snapshots = app.snapshots(&opened)?;
@@ -82,32 +99,77 @@ impl Restore {
             progress: &*app.progress,
             cancel: &app.cancel,
         };
+        // Only a domain cannot be defined without it.
+        let private = match opened.private(snapshot) {
+            Err(failure) if self.domain.is_wanted() => return Err(failure),
+            private => private.ok().flatten(),
+        };
+        let folder = self.folder()?;
+        let place = folder.as_deref().unwrap_or(&self.to);
+        let targets = self.targets(place, folder.is_some(), &snapshot.disks, private.as_ref())?;
+        let domain = match self.domain.is_wanted() {
+            true => Some(self.domain.prepare(app, snapshot, private.as_ref(), &targets)?),
+            false => None,
+        };
         // All of them are begun before the first is written: what stands in the way is found out now.
-        let mut begun = Vec::new();
-        for (disk, path) in self.targets(&snapshot.disks)? {
-            let output = self.output(&path, disk.root.size)?;
-            begun.push((disk, path, output));
+        if let Some(folder) = folder.as_ref().filter(|folder| !folder.exists()) {
+            std::fs::create_dir(folder)
+                .map_err(|error| Failure::failed(format!("cannot make {}", folder.display()), error))?;
         }
+        let domain = domain.map(|domain| domain.begin(place, self.force)).transpose()?;
+        let begun = targets.into_iter().map(|target| Ok((self.output(&target)?, target)));
+        let begun = begun.collect::<Result<Vec<_>, Failure>>()?;
         let mut written = Vec::new();
-        for (disk, path, output) in begun {
-            let result = restore(&environment, disk.root, &*output, &RestoreOptions::default())
+        for (output, target) in begun {
+            let result = restore(&environment, target.disk.root, &*output, &RestoreOptions::default())
                 .and_then(|statistics| output.finish().map(|_| statistics))
                 .map_err(Failure::from);
             match result {
                 Err(failure) if failure.exit_code() == INTERRUPTED => return Err(failure),
-                result => written.push(Written { disk, path, result }),
+                result => written.push(Written { target, result }),
             }
         }
         app.progress.finish();
-        self.tell(app, snapshot.snapshot, written)
+        let whole = written.iter().all(|written| written.result.is_ok());
+        let domain = domain.filter(|_| whole).map(|domain| domain.define(app)).transpose()?;
+        self.tell(app, snapshot.snapshot, written, domain)
+    }
+
+    /// Refuses what can be refused without looking into the repository.
+    fn check(&self) -> Result<(), Failure> {
+        self.domain.check()?;
+        if self.domain.is_wanted() && (self.to_stdout() || self.to.exists() && !self.to.is_dir()) {
+            let to = self.to.display();
+            return Err(Failure::usage(format!("{to} is no folder, and a domain's disks need one"))
+                .hint("give --define a folder: --to FOLDER"));
+        }
+        Ok(())
     }
 
     fn to_stdout(&self) -> bool {
         self.to.as_os_str() == "-"
     }
 
+    /// The folder that disks go to, whether it is there or not; `None` if they go elsewhere. A domain's is an absolute path.
+    fn folder(&self) -> Result<Option<PathBuf>, Failure> {
+        let named_as_folder = self.to.as_os_str().as_bytes().ends_with(b"/");
+        if self.domain.is_wanted() {
+            let absolute = absolute(&self.to);
+            let failed = |error| Failure::failed(format!("cannot use {}", self.to.display()), error);
+            return absolute.map(Some).map_err(failed);
+        }
+        let is_folder = named_as_folder || self.to.is_dir() && !self.to_stdout();
+        Ok(is_folder.then(|| self.to.clone()))
+    }
+
     /// Which disks go where.
-    fn targets<'a>(&self, disks: &'a [Disk]) -> Result<Vec<(&'a Disk, PathBuf)>, Failure> {
+    fn targets<'a>(
+        &self,
+        place: &Path,
+        is_folder: bool,
+        disks: &'a [Disk],
+        private: Option<&PrivateMetadata>,
+    ) -> Result<Vec<Target<'a>>, Failure> {
         let chosen: Vec<&Disk> =
             disks.iter().filter(|disk| self.disk.as_ref().is_none_or(|name| *name == disk.name)).collect();
         let names = || disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -116,28 +178,43 @@ impl Restore {
             return Err(Failure::usage(format!("the snapshot has no disk {wanted:?}"))
                 .hint(format!("its disks are {}", names())));
         }
-        let named_as_folder = self.to.as_os_str().as_bytes().ends_with(b"/");
-        if named_as_folder && !self.to.exists() {
-            std::fs::create_dir(&self.to)
-                .map_err(|error| Failure::failed(format!("cannot make {}", self.to.display()), error))?;
+        if is_folder {
+            let firmware = keeps_firmware_variables(private);
+            let target = |disk: &'a Disk| match firmware && disk.name == NVRAM_DISK {
+                true => Target { disk, path: place.join("nvram.fd"), format: OutputFormat::Raw },
+                false => self.in_folder(place, disk),
+            };
+            return Ok(chosen.into_iter().map(target).collect());
         }
-        match (chosen.as_slice(), self.to.is_dir() && !self.to_stdout()) {
-            (_, true) => Ok(chosen.into_iter().map(|disk| (disk, self.file_in_folder(&disk.name))).collect()),
-            ([disk], false) => Ok(vec![(disk, self.to.clone())]),
-            (_, false) => Err(Failure::usage(format!(
+        match chosen.as_slice() {
+            [disk] => Ok(vec![Target { disk, path: place.to_owned(), format: self.format_of(place) }]),
+            _ => Err(Failure::usage(format!(
                 "the snapshot has several disks, and {} is one place",
-                self.to.display()
+                place.display()
             ))
             .hint(format!("choose one with --disk ({}), or give a folder: --to FOLDER/", names()))),
         }
     }
 
-    fn file_in_folder(&self, disk: &str) -> PathBuf {
-        let ending = if self.format == Some(TargetFormat::Raw) { "raw" } else { "qcow2" };
-        self.to.join(format!("{disk}.{ending}"))
+    fn in_folder<'a>(&self, folder: &Path, disk: &'a Disk) -> Target<'a> {
+        let (format, ending) = match self.format {
+            Some(TargetFormat::Raw) => (OutputFormat::Raw, "raw"),
+            Some(TargetFormat::Qcow2) | None => (OutputFormat::Qcow2, "qcow2"),
+        };
+        Target { disk, path: folder.join(format!("{}.{ending}", disk.name)), format }
     }
 
-    fn output(&self, path: &Path, size: u64) -> Result<Box<dyn DiskOutput>, Failure> {
+    fn format_of(&self, path: &Path) -> OutputFormat {
+        match self.format {
+            Some(TargetFormat::Raw) => OutputFormat::Raw,
+            Some(TargetFormat::Qcow2) => OutputFormat::Qcow2,
+            None if is_raw_by_name(path) || is_device(path) => OutputFormat::Raw,
+            None => OutputFormat::Qcow2,
+        }
+    }
+
+    fn output(&self, target: &Target<'_>) -> Result<Box<dyn DiskOutput>, Failure> {
+        let size = target.disk.root.size;
         if self.to_stdout() {
             if self.format == Some(TargetFormat::Qcow2) {
                 return Err(
@@ -150,17 +227,17 @@ impl Restore {
             }
             return Ok(Box::new(StreamOutput::new(std::io::stdout(), "stdout", size)));
         }
-        let format = match self.format {
-            Some(TargetFormat::Raw) => OutputFormat::Raw,
-            Some(TargetFormat::Qcow2) => OutputFormat::Qcow2,
-            None if is_raw_by_name(path) || is_device(path) => OutputFormat::Raw,
-            None => OutputFormat::Qcow2,
-        };
-        Ok(create_output(path, format, size, self.force)?)
+        Ok(create_output(&target.path, target.format, size, self.force)?)
     }
 
     /// Tells what was written, and what could not be.
-    fn tell(&self, app: &App, snapshot: SnapshotId, mut written: Vec<Written<'_>>) -> Result<(), Failure> {
+    fn tell(
+        &self,
+        app: &App,
+        snapshot: SnapshotId,
+        mut written: Vec<Written<'_>>,
+        domain: Option<Attempt>,
+    ) -> Result<(), Failure> {
         let failed = written.iter().filter(|written| written.result.is_err()).count();
         if failed > 0 && (self.to_stdout() || written.len() == 1) {
             return written.remove(0).result.map(|_| ());
@@ -168,20 +245,25 @@ impl Restore {
         let mut told = Ok(());
         if app.global.json && !self.to_stdout() {
             let disks = written.iter().map(Written::document);
-            told = say(json!({ "snapshot": snapshot, "disks": serde_json::Value::from_iter(disks) }));
+            let mut document = json!({ "snapshot": snapshot, "disks": serde_json::Value::from_iter(disks) });
+            if let Some(domain) = &domain {
+                document["domain"] = domain.document();
+            }
+            told = say(document);
         }
         for written in &written {
             match &written.result {
                 Err(failure) => {
-                    warn(format_args!("disk {}:", written.disk.name));
+                    warn(format_args!("disk {}:", written.target.disk.name));
                     failure.explain();
                 }
                 Ok(statistics) => told = told.and(self.tell_written(app, written, statistics)),
             }
         }
-        let message = format!("{failed} of {} disks could not be restored", written.len());
+        let undefined = if self.domain.is_wanted() { ", and the domain is not defined" } else { "" };
+        let message = format!("{failed} of {} disks could not be restored{undefined}", written.len());
         match failed {
-            0 => told,
+            0 => domain.map_or(Ok(()), |domain| domain.tell(app)).and(told),
             _ if failed < written.len() => Err(Failure::after_result(IN_PART, message)),
             _ => {
                 let code =
@@ -194,7 +276,7 @@ impl Restore {
     fn tell_written(
         &self,
         app: &App,
-        Written { disk, path, .. }: &Written<'_>,
+        Written { target: Target { disk, path, .. }, .. }: &Written<'_>,
         statistics: &RestoreStatistics,
     ) -> Result<(), Failure> {
         let name = &disk.name;
@@ -215,9 +297,9 @@ impl Restore {
 impl Written<'_> {
     fn document(&self) -> serde_json::Value {
         let mut document = json!({
-            "disk": self.disk.name,
-            "path": self.path.display().to_string(),
-            "size": self.disk.root.size,
+            "disk": self.target.disk.name,
+            "path": self.target.path.display().to_string(),
+            "size": self.target.disk.root.size,
         });
         match &self.result {
             Ok(statistics) => document["statistics"] = json!(statistics),
@@ -228,9 +310,19 @@ impl Written<'_> {
 }
 
 fn is_raw_by_name(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "raw" || ending == "img")
+    path.extension().is_some_and(|ending| ending == "raw" || ending == "img" || ending == "fd")
 }
 
 fn is_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+/// The absolute path of a folder that may not be there yet, in a folder that is.
+fn absolute(folder: &Path) -> std::io::Result<PathBuf> {
+    let missing = match (folder.canonicalize(), folder.file_name()) {
+        (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => name,
+        (found, _) => return found,
+    };
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(missing))
 }

@@ -1,17 +1,20 @@
 //! `underlay show`.
 
 use clap::Args;
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use underlay_store::id::Root;
-use underlay_store::key::Key;
 use underlay_store::repository::Access;
 use underlay_store::snapshot::{PrivateMetadata, Snapshot};
 
 use super::App;
 use super::list::summary;
-use super::open::Opened;
 use super::report::Failure;
-use super::text::{say, size};
+use super::text::{count, say, size};
+use crate::domain::kept::{KeptDomain, NVRAM_DISK};
+
+/// Characters of a value that is shown in a line.
+const LONGEST_VALUE: usize = 200;
 
 /// Show everything about a snapshot.
 ///
@@ -29,7 +32,7 @@ impl Show {
         let snapshots = app.snapshots(&opened)?;
         snapshots.report_damaged();
         let snapshot = snapshots.select(&self.snapshot)?;
-        let private = private(&opened, snapshot)?;
+        let private = opened.private(snapshot)?;
         if !app.global.json {
             return print(snapshot, private.as_ref());
         }
@@ -40,16 +43,6 @@ impl Show {
         document["private"] = json!(private);
         document["sealed"] = json!(snapshot.private.is_some() && private.is_none());
         say(document)
-    }
-}
-
-/// What only the restore key reads; `None` without it.
-fn private(opened: &Opened, snapshot: &Snapshot) -> Result<Option<PrivateMetadata>, Failure> {
-    match (&opened.key, &snapshot.private) {
-        (Key::Restore(key), Some(field)) => {
-            Ok(Some(field.open(key, &snapshot.repository, &snapshot.snapshot)?))
-        }
-        _ => Ok(None),
     }
 }
 
@@ -82,12 +75,39 @@ fn print(snapshot: &Snapshot, private: Option<&PrivateMetadata>) -> Result<(), F
             lines.extend(
                 images.map(|image| format!("image        {}: {} ({})", image.disk, image.path, image.format)),
             );
-            lines.extend(private.extra.iter().map(|(name, value)| format!("{name:12} {value}")));
+            lines.extend(private.extra.iter().flat_map(|(name, value)| {
+                KeptDomain::deserialize(value).map_or_else(|_| vec![other(name, value)], |kept| domain(&kept))
+            }));
         }
         (None, Some(_)) => lines.push("private      sealed: the restore key shows host and paths".into()),
         (None, None) => {}
     }
     lines.into_iter().try_for_each(say)
+}
+
+/// The domain that the snapshot was made of, but for its definition.
+fn domain(kept: &KeptDomain) -> Vec<String> {
+    let mut lines = vec![format!("domain       {}", kept.name), format!("  uuid       {}", kept.uuid)];
+    lines.extend(kept.hypervisor.iter().map(|uri| format!("  on         {uri}")));
+    lines.extend(kept.disks.iter().map(|disk| {
+        let bus = disk.bus.as_deref().unwrap_or("an unnamed bus");
+        format!("  disk       {} on {bus}: {} ({})", disk.target, disk.path.display(), disk.format)
+    }));
+    lines.extend(kept.excluded.iter().map(|target| format!("  left out   {target}")));
+    let nvram = kept.nvram.iter();
+    lines.extend(nvram.map(|path| format!("  firmware   {}, kept as disk {NVRAM_DISK}", path.display())));
+    let length = count(kept.xml.lines().count() as u64, "line");
+    lines.push(format!("  definition {length}: --json shows it"));
+    lines
+}
+
+/// Anything else that the snapshot keeps, if it is short.
+fn other(name: &str, value: &Value) -> String {
+    let text = value.to_string();
+    match text.len() {
+        0..=LONGEST_VALUE => format!("{name:12} {text}"),
+        length => format!("{name:12} {}: --json shows it", size(length as u64)),
+    }
 }
 
 fn node(root: &Root) -> String {
