@@ -103,3 +103,6 @@ impl Lifecycle<'_> {
         Ok(record)
     }
 }
+
+#[cfg(test)]
+mod tests;

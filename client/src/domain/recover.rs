@@ -221,7 +221,14 @@ impl Lifecycle<'_> {
                 }
                 return Ok(running);
             }
-            (true, Strategy::Rotate) => note_overlay(record, disk),
+            (true, Strategy::Rotate) => {
+                note_overlay(record, disk);
+                // What libvirt has merged it does not name any more.
+                let merged = operation.phase == Phase::Merging && now.is_some_and(|now| disk.is_merged(now));
+                if let (Some(merge), true) = (&disk.merge, merged) {
+                    self.remove_unused_all(&domain, &merge.overlays)?;
+                }
+            }
             (false, _) => {
                 let writes_to_frozen = now.and_then(|now| now.source.path()) == Some(&disk.frozen.path);
                 if !writes_to_frozen {

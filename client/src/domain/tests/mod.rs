@@ -1,0 +1,11 @@
+//! The state machine against a scripted double of everything it acts on.
+
+mod every_step;
+mod host;
+mod images;
+mod jobs;
+mod local;
+mod machine;
+mod repository;
+mod rig;
+mod world;
