@@ -22,15 +22,23 @@ enum Proof {
     PythonModule(&'static str),
 }
 
+/// What lets libvirtd run machines.
+const QEMU_DRIVER: &str = "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so";
+
 const PACKAGES: &[Package] = &[
     Package { name: "qemu-utils", proof: Proof::Program("qemu-img"), backport: true },
     Package { name: "qemu-system-x86", proof: Proof::Program("qemu-system-x86_64"), backport: true },
+    Package { name: "libvirt-daemon-system", proof: Proof::Program("libvirtd"), backport: true },
+    Package { name: "libvirt-daemon-driver-qemu", proof: Proof::File(QEMU_DRIVER), backport: true },
+    Package { name: "libvirt-clients", proof: Proof::Program("virsh"), backport: true },
+    Package { name: "ovmf", proof: Proof::File("/usr/share/OVMF/OVMF_CODE_4M.fd"), backport: false },
     Package { name: "mmdebstrap", proof: Proof::Program("mmdebstrap"), backport: false },
     Package { name: "e2fsprogs", proof: Proof::Program("debugfs"), backport: false },
     Package { name: "fdisk", proof: Proof::Program("sfdisk"), backport: false },
     Package { name: "mtools", proof: Proof::Program("mcopy"), backport: false },
     Package { name: "syslinux", proof: Proof::Program("syslinux"), backport: false },
     Package { name: "syslinux-common", proof: Proof::File(crate::guest::BOOT_RECORD), backport: false },
+    Package { name: "syslinux-efi", proof: Proof::File(crate::guest::UEFI_LOADER), backport: false },
     Package { name: "strace", proof: Proof::Program("strace"), backport: false },
     Package { name: "python3", proof: Proof::Program("python3"), backport: false },
     Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },
