@@ -22,6 +22,8 @@ pub mod guest;
 pub mod images;
 /// A repository in a temporary folder, with a plain reader to compare with.
 pub mod lab;
+/// A libvirtd for each test, with real guests under it.
+pub mod libvirt;
 /// The Debian packages that the tests need.
 pub mod packages;
 /// The program `underlay`, run as a user runs it.

@@ -1,0 +1,200 @@
+//! A real libvirtd, one for each test, and real guests under it.
+//!
+//! [`Libvirtd::start`] needs root. It lives in a mount namespace where temporary folders stand for libvirtd's own, and
+//! in a PID namespace that ends with the test process, whatever ends that: neither a libvirtd of the machine nor
+//! another test's sees it, and no process and no mount is left behind. Disks, sockets and guests' files are reached by the
+//! same paths from outside; process ids are the outside's.
+
+mod agent;
+mod machine;
+mod spec;
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub use machine::{Definition, Machine};
+pub use spec::{DiskSpec, DomainSpec};
+
+use crate::commands::{output, run_command, wait_until};
+use crate::{Error, Result};
+
+/// What runs inside the namespaces.
+const KEEPER: &str = include_str!("keeper.bash");
+/// The folders that stand for libvirtd's own, named as the keeper expects.
+const FOLDERS: [&str; 5] =
+    ["etc-libvirt", "var-lib-libvirt", "run-libvirt", "var-log-libvirt", "var-cache-libvirt"];
+/// Guests belong to root, whose files the tests' disks are, and nothing outside the namespaces is asked for help:
+/// no virtlogd, no cgroups, no ownership to restore, no security labels.
+const QEMU_CONFIGURATION: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\n\
+    stdio_handler = \"file\"\nnamespaces = []\ncgroup_controllers = []\n\
+    dynamic_ownership = 0\nremember_owner = 0\n";
+const DAEMON_CONFIGURATION: &str =
+    "unix_sock_group = \"root\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\n";
+
+/// A libvirtd of one's own. When it is dropped, its guests and itself are killed.
+#[derive(Debug)]
+pub struct Libvirtd {
+    keeper: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    virsh: Virsh,
+    folder: tempfile::TempDir,
+}
+
+/// The client program, connected to one libvirtd.
+#[derive(Clone, Debug)]
+struct Virsh {
+    uri: String,
+}
+
+impl Libvirtd {
+    /// Starts a libvirtd without any domain. Takes two seconds.
+    pub fn start() -> Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new("libvirtd's namespaces need root: run `cargo xtask test` as root"));
+        }
+        // A socket's path has at most 107 bytes: never below $TMPDIR, which may be long.
+        let folder = tempfile::Builder::new().prefix("lv").tempdir_in("/tmp")?;
+        for name in FOLDERS {
+            fs::create_dir(folder.path().join(name))?;
+        }
+        let configuration = folder.path().join("etc-libvirt");
+        fs::write(configuration.join("qemu.conf"), QEMU_CONFIGURATION)?;
+        fs::write(configuration.join("libvirtd.conf"), DAEMON_CONFIGURATION)?;
+        let socket = folder.path().join("run-libvirt/libvirt-sock");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+        command.args(["--mount-proc", "bash", "-c", KEEPER, "keeper"]).arg(folder.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut keeper = command.spawn().map_err(|error| Error::from(error).context("unshare"))?;
+        let (orders, answers) = (keeper.stdin.take(), keeper.stdout.take());
+        let answers = BufReader::new(answers.ok_or_else(|| Error::new("unshare has no stdout"))?);
+        let virsh = Virsh { uri: format!("qemu+unix:///system?socket={}", socket.display()) };
+        let mut libvirtd = Self { keeper, orders, answers, virsh, folder };
+        libvirtd.start_again()?;
+        Ok(libvirtd)
+    }
+
+    /// Kills libvirtd as a crash would. Its guests go on running.
+    pub fn kill(&mut self) -> Result<()> {
+        self.order("kill_it")
+    }
+
+    /// Starts a killed libvirtd on the state it left behind, and waits until it answers.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.order("start")?;
+        let answered = wait_until("libvirtd answering", Duration::from_secs(60), || {
+            if output(&mut self.virsh.command(["version"]))?.status.success() {
+                return Ok(true);
+            }
+            self.order("alive").map_err(|_| Error::new("libvirtd ended at once"))?;
+            Ok(false)
+        });
+        answered.map_err(|error| Error::new(format!("{error}\n{}", self.log())))
+    }
+
+    /// [`Self::kill`] and [`Self::start_again`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.start_again()
+    }
+
+    /// What `virsh -c` and `underlay --connect` take.
+    #[must_use]
+    pub fn uri(&self) -> &str {
+        &self.virsh.uri
+    }
+
+    /// A folder that lives as long as this does, for disks and the like. Its path is short.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs one `virsh` command and returns what it printed.
+    pub fn virsh<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        self.virsh.run(arguments)
+    }
+
+    /// Defines a persistent domain that is not running.
+    pub fn define(&self, spec: &DomainSpec) -> Result<Machine> {
+        self.told("define", spec)
+    }
+
+    /// Starts a transient domain: libvirtd forgets it when it ends.
+    pub fn create(&self, spec: &DomainSpec) -> Result<Machine> {
+        self.told("create", spec)
+    }
+
+    /// The domain of that name, however it came to be.
+    pub fn machine(&self, name: &str) -> Result<Machine> {
+        Machine::existing(self.virsh.clone(), name, self.console_of(name))
+    }
+
+    /// What libvirtd has logged, through all its restarts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let mut log = String::new();
+        for file in ["keeper.log", "libvirtd.log"] {
+            let text = fs::read(self.folder().join("var-log-libvirt").join(file)).unwrap_or_default();
+            let _ = write!(log, "{}", String::from_utf8_lossy(&text));
+        }
+        log
+    }
+
+    fn console_of(&self, name: &str) -> PathBuf {
+        self.folder().join(format!("{name}.console"))
+    }
+
+    fn told(&self, verb: &str, spec: &DomainSpec) -> Result<Machine> {
+        let xml = spec.xml(&self.console_of(&spec.name))?;
+        let file = tempfile::NamedTempFile::new_in(self.folder())?;
+        fs::write(file.path(), &xml)?;
+        let done = self.virsh([verb.as_ref(), file.path().as_os_str()]);
+        done.map_err(|error| error.context(format!("of this XML:\n{xml}\n")))?;
+        self.machine(&spec.name)
+    }
+
+    /// Has the keeper call one of its functions; fails when that does.
+    fn order(&mut self, name: &str) -> Result<()> {
+        let orders = self.orders.as_mut().ok_or_else(|| Error::new("the keeper takes no orders"))?;
+        orders.write_all(format!("{name}\n").as_bytes())?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        match answer.trim() {
+            "0" => Ok(()),
+            "" => Err(Error::new(format!("{name}: the keeper of libvirtd has ended"))),
+            code => Err(Error::new(format!("the keeper of libvirtd: {name} returned {code}"))),
+        }
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        // The keeper ends with its input, and with it all its namespace: `unshare` returns when the last is gone.
+        drop(self.orders.take());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while matches!(self.keeper.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+impl Virsh {
+    fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("virsh");
+        command.args(["-q", "-c", &self.uri]).args(arguments).env("LC_ALL", "C");
+        command
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        run_command(&mut self.command(arguments))
+    }
+}
