@@ -16,7 +16,7 @@ pub struct Underlay {
     pub location: String,
     /// The restore key.
     pub key_file: PathBuf,
-    state: PathBuf,
+    pub(crate) state: PathBuf,
     environment: BTreeMap<String, String>,
 }
 
