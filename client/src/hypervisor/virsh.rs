@@ -109,7 +109,7 @@ impl Virsh {
         Ok((subject, xml))
     }
 
-    /// Whether it runs. A domain that is gone does not.
+    /// Whether a process runs it.
     fn is_running(&self, domain: &str) -> Result<bool, HypervisorError> {
         Ok(self.dump(domain, &[])?.0.running)
     }
@@ -186,6 +186,10 @@ impl Hypervisor for Virsh {
 
     fn name_of(&self, uuid: &str) -> Result<Option<String>, HypervisorError> {
         Ok(answers::name_of(uuid, &self.uuids_and_names()?).map(str::to_owned))
+    }
+
+    fn is_saved(&self, domain: &str) -> Result<bool, HypervisorError> {
+        Ok(answers::is_saved(&self.ask(domain, "dominfo", &[])?))
     }
 
     fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {

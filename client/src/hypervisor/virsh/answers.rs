@@ -24,6 +24,11 @@ pub(super) fn is_persistent(told: &str) -> bool {
     field(told, "Persistent") == Some("yes")
 }
 
+/// Whether libvirt keeps the memory of a stopped domain, out of `virsh dominfo`.
+pub(super) fn is_saved(told: &str) -> bool {
+    field(told, "Managed save") == Some("yes")
+}
+
 /// The job of a whole domain, out of `virsh domjobinfo`.
 pub(super) fn domain_job(told: &str) -> Option<String> {
     let kind = field(told, "Job type").filter(|kind| *kind != "None")?;
@@ -77,11 +82,13 @@ mod tests {
     }
 
     #[test]
-    fn persistence_is_told() {
+    fn persistence_and_saved_memory_are_told() {
         let told = "Id:             1\nName:           Persistent: no\nPersistent:     yes\nAutostart:      disable\n";
         assert!(is_persistent(told));
         assert!(!is_persistent(&told.replace("yes", "no")));
         assert!(!is_persistent(""));
+        assert!(is_saved("Autostart Once: disable\nManaged save:   yes\n"));
+        assert!(!is_saved("Managed save:   no\n") && !is_saved("Managed save:   unknown\n"));
     }
 
     #[test]
