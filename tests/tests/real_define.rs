@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use roxmltree::Document;
 use serde_json::Value;
+use underlay_client::hypervisor;
 use underlay_tests::commands::run;
 use underlay_tests::guest;
 use underlay_tests::kept;
@@ -81,19 +81,25 @@ impl Place {
     }
 }
 
-/// All values of an attribute in a machine's inactive definition.
-fn values(machine: &Machine, element: &str, attribute: &str) -> Vec<String> {
-    let xml = machine.dump_xml(Definition::Inactive).unwrap();
-    let document = Document::parse(&xml).unwrap();
-    let elements = document.descendants().filter(|node| node.has_tag_name(element));
-    elements.filter_map(|node| node.attribute(attribute)).map(str::to_owned).collect()
+/// What the inactive definition says at an XPath, such as `//genid/text()` or `//mac/@address`.
+fn said(place: &Place, machine: &Machine, path: &str) -> String {
+    let said = place.libvirtd.virsh(["dumpxml", "--inactive", machine.name(), "--xpath", path]).unwrap();
+    let said = said.trim();
+    said.split_once('"').map_or(said, |(_, value)| value.trim_end_matches('"')).to_owned()
 }
 
-fn text(machine: &Machine, element: &str) -> String {
-    let xml = machine.dump_xml(Definition::Inactive).unwrap();
-    let document = Document::parse(&xml).unwrap();
-    let node = document.descendants().find(|node| node.has_tag_name(element)).unwrap();
-    node.text().unwrap().to_owned()
+fn definition(machine: &Machine) -> hypervisor::Definition {
+    hypervisor::Definition::parse(machine.name(), &machine.dump_xml(Definition::Inactive).unwrap()).unwrap()
+}
+
+/// The definition's disks: target, file, format.
+fn disks(machine: &Machine) -> Vec<(String, Option<PathBuf>, String)> {
+    let disks = definition(machine).disks.into_iter();
+    disks.map(|disk| (disk.target, disk.source.path().map(Path::to_owned), disk.format.unwrap())).collect()
+}
+
+fn disk_in(folder: &Path, target: &str, format: &str) -> (String, Option<PathBuf>, String) {
+    (target.into(), Some(folder.join(format!("{target}.{format}"))), format.into())
 }
 
 fn same_disk(a: &Path, b: &Path) {
@@ -124,10 +130,12 @@ fn a_domain_comes_back_as_itself_and_as_another() {
     let (_, copy) = place.define("web@latest", &folder, &["--name", "web <copy> 'ä'"]);
     assert_eq!(copy.name(), "web <copy> 'ä'");
     assert_ne!(copy.uuid(), web.uuid());
-    assert_eq!(values(&copy, "source", "file")[..2], ["vda", "sdb"].map(|disk| in_folder(&folder, disk)));
-    assert!(values(&copy, "target", "dev").iter().all(|target| target != "vdc"));
-    assert!(values(&copy, "target", "dev").contains(&"sdc".to_owned()));
-    let mac = values(&copy, "mac", "address").remove(0);
+    let cdrom = ("sdc".to_owned(), None, "raw".to_owned());
+    assert_eq!(
+        disks(&copy),
+        [disk_in(&folder, "vda", "qcow2"), disk_in(&folder, "sdb", "qcow2"), cdrom.clone()]
+    );
+    let mac = said(&place, &copy, "//mac/@address");
     assert!(mac != MAC && mac.starts_with("52:54:00:"), "{mac}");
     same_disk(&folder.join("vda.qcow2"), &root);
     same_disk(&folder.join("sdb.qcow2"), &data);
@@ -143,8 +151,9 @@ fn a_domain_comes_back_as_itself_and_as_another() {
     let (_, new) = place.define("web@latest", &place.path("new"), &["--new-identity", "--format", "raw"]);
     assert_eq!(new.name(), "web");
     assert!(new.uuid() != web.uuid() && new.uuid() != copy.uuid());
-    assert_ne!(values(&new, "mac", "address"), [MAC]);
-    assert!(values(&new, "driver", "type").starts_with(&["raw".to_owned(), "raw".to_owned()]));
+    assert_ne!(said(&place, &new, "//mac/@address"), MAC);
+    let folder = place.path("new");
+    assert_eq!(disks(&new), [disk_in(&folder, "vda", "raw"), disk_in(&folder, "sdb", "raw"), cdrom]);
     new.start().unwrap();
     new.destroy().unwrap();
     new.undefine().unwrap();
@@ -153,13 +162,9 @@ fn a_domain_comes_back_as_itself_and_as_another() {
     place.libvirtd.virsh(["undefine", "old"]).unwrap();
     let (_, back) = place.define("web@latest", &place.path("back"), &[]);
     assert_eq!((back.name(), back.uuid()), ("web", web.uuid()));
-    assert_eq!(values(&back, "mac", "address"), [MAC]);
+    assert_eq!(said(&place, &back, "//mac/@address"), MAC);
     back.start().unwrap();
     assert!(back.is_running().unwrap());
-}
-
-fn in_folder(folder: &Path, disk: &str) -> String {
-    folder.join(format!("{disk}.qcow2")).to_str().unwrap().to_owned()
 }
 
 #[test]
@@ -180,7 +185,7 @@ fn firmware_variables_come_back_and_start() {
     {
         let folder = place.path(folder);
         let (_, machine) = place.define("web@latest", &folder, options);
-        assert_eq!(text(&machine, "nvram"), folder.join("nvram.fd").to_str().unwrap());
+        assert_eq!(definition(&machine).firmware.unwrap().nvram, Some(folder.join("nvram.fd")));
         assert!(fs::read(folder.join("nvram.fd")).unwrap() == variables);
         machine.start().unwrap();
         assert!(machine.is_running().unwrap());
@@ -210,11 +215,12 @@ fn everything_new_that_must_be_is_taken_by_libvirt() {
     domain.xml = domain.xml.replace("</devices>", &format!("{channel}</devices>"));
     kept::back_up(&place.underlay, &domain, &[("vda", &image)]).unwrap();
     let (_, web) = place.define("web@latest", &place.path("web"), &[]);
-    assert_eq!(text(&web, "entry"), kept::UUID);
-    assert_ne!(text(&web, "genid"), genid, "the guest is to notice that it runs again from an earlier point");
+    let new_genid = said(&place, &web, "//genid/text()");
+    assert_eq!(said(&place, &web, "//entry/text()"), kept::UUID);
+    assert_ne!(new_genid, genid, "the guest is to notice that it runs again from an earlier point");
     let (_, copy) = place.define("web@latest", &place.path("copy"), &["--name", "copy", "--format", "raw"]);
-    assert_eq!(text(&copy, "entry"), copy.uuid());
-    assert!(text(&copy, "genid") != genid && text(&copy, "genid") != text(&web, "genid"));
+    assert_eq!(said(&place, &copy, "//entry/text()"), copy.uuid());
+    assert!(![genid.to_owned(), new_genid].contains(&said(&place, &copy, "//genid/text()")));
     web.start().unwrap();
     copy.start().unwrap();
     assert!(web.is_running().unwrap() && copy.is_running().unwrap());
