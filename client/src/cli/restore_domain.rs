@@ -43,7 +43,6 @@ pub(super) struct DefineOptions {
 /// A domain that can be defined once its disks are there.
 pub(super) struct Prepared {
     virsh: Virsh,
-    connect: Option<String>,
     adapted: Adapted,
 }
 
@@ -90,8 +89,7 @@ impl DefineOptions {
     ) -> Result<Prepared, Failure> {
         let kept = kept_domain(snapshot, private)?;
         let adapted = adapt(&kept.name, &kept.xml, &self.adaptation(snapshot, &kept, targets)?)?;
-        let connect = self.connection.connect.clone();
-        let virsh = Virsh::new(connect.clone(), Arc::clone(&app.cancel));
+        let virsh = Virsh::new(self.connection.connect.clone(), Arc::clone(&app.cancel));
         ensure_free(&virsh, &adapted.name, &adapted.uuid)?;
         for disk in &adapted.removed {
             warn(format_args!("note: disk {disk} is not in the snapshot: the domain is defined without it"));
@@ -99,7 +97,7 @@ impl DefineOptions {
         if adapted.has_tpm {
             warn("note: the TPM's state is not in the snapshot: what is sealed to it needs a recovery key");
         }
-        Ok(Prepared { virsh, connect, adapted })
+        Ok(Prepared { virsh, adapted })
     }
 
     fn adaptation(
@@ -150,12 +148,11 @@ impl Begun {
         if app.cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted.into());
         }
-        let Self { prepared: Prepared { virsh, connect, adapted }, path, file } = self;
+        let Self { prepared: Prepared { virsh, adapted }, path, file } = self;
         let written = file.finish(adapted.xml.as_bytes()).map_err(Failure::from);
         let result = written.and_then(|()| {
             define_new(&virsh, &adapted).map_err(|error| {
-                let connect = connect.map(|uri| format!(" --connect {uri}")).unwrap_or_default();
-                let by_hand = format!("virsh{connect} define {}", path.display());
+                let by_hand = virsh.define_by_hand(&path);
                 Failure::from(error).hint(format!("its disks and its definition are whole: `{by_hand}`"))
             })
         });

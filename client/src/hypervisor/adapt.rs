@@ -11,7 +11,7 @@
 //! | names of interfaces that libvirt gave (`vnet3`) | stay | dropped, libvirt gives others |
 //! | sockets that QEMU would make for virtio channels | stay | dropped, libvirt puts them elsewhere |
 //! | Nova's `<metadata>` | stays | dropped: Nova knows no such machine. Anybody else's stays |
-//! | `<seclabel>` | stays | stays: a static one is the administrator's choice |
+//! | `<seclabel>`, host devices, fixed ports, files and sockets of consoles | stay | stay: what they name is the administrator's choice |
 //! | restored disks: source, format, layers below | of the new file | of the new file |
 //! | writable disks that were not restored | dropped | dropped |
 //! | CD-ROMs, floppies, read-only disks | stay | stay |

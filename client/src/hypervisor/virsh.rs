@@ -38,6 +38,11 @@ impl Virsh {
         Self { connect, cancel }
     }
 
+    /// The command that defines a domain from a file, as an administrator types it.
+    pub fn define_by_hand(&self, path: &Path) -> String {
+        self.virsh("define").arg("--file").arg(path).to_string()
+    }
+
     fn virsh(&self, verb: &str) -> CommandLine {
         let connect = self.connect.iter().flat_map(|uri| ["--connect", uri]);
         CommandLine::new("virsh").args(connect).arg(verb)
