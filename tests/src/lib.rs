@@ -18,8 +18,12 @@ pub mod debian;
 pub mod error;
 /// A bootable Debian guest, its overlays, and changes to its file system without booting it.
 pub mod guest;
+/// A host with a guest of two disks that is backed up.
+pub mod host;
 /// Images of every kind that underlay reads.
 pub mod images;
+/// Snapshots of domains, made without a hypervisor.
+pub mod kept;
 /// A repository in a temporary folder, with a plain reader to compare with.
 pub mod lab;
 /// A libvirtd for each test, with real guests under it.

@@ -41,7 +41,7 @@ impl Underlay {
 
     fn at(location: &str, folder: &Path) -> Result<Self> {
         Ok(Self {
-            program: program()?,
+            program: program("underlay")?,
             location: location.to_owned(),
             key_file: folder.join("restore.key"),
             state: folder.join("state"),
@@ -52,6 +52,24 @@ impl Underlay {
     fn initialised(self) -> Result<Self> {
         run_command(&mut self.command(["init"]))?;
         Ok(self)
+    }
+
+    /// The same with another environment variable set.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The same through another program beside the tests, such as `underlay-killed`.
+    pub fn through(&self, name: &str) -> Result<Self> {
+        Ok(Self { program: program(name)?, ..self.clone() })
+    }
+
+    /// The folder with what this host remembers.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The same repository from another host: nothing is remembered there.
@@ -96,12 +114,11 @@ impl Underlay {
     }
 }
 
-/// The program under test, built beside the test that asks.
-fn program() -> Result<PathBuf> {
+/// A program of this workspace, built beside the test that asks.
+fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe().map_err(|error| Error::new(error.to_string()))?;
-    let program =
-        test.ancestors().skip(2).map(|folder| folder.join("underlay")).find(|program| program.is_file());
+    let program = test.ancestors().skip(2).map(|folder| folder.join(name)).find(|program| program.is_file());
     program.ok_or_else(|| {
-        Error::new("there is no `underlay` beside the tests: run `cargo build --workspace` first")
+        Error::new(format!("there is no `{name}` beside the tests: run `cargo build --workspace` first"))
     })
 }
