@@ -53,7 +53,8 @@ impl Place {
     /// Restores `web@latest`; never reaches a real hypervisor, for there is no `virsh` on its path.
     fn restore(&self, to: &Path, options: &[&str]) -> Output {
         let mut command = self.underlay.command(["restore", "web@latest", "--to"]);
-        command.arg(to).args(options).env("PATH", self.folder.path()).output().unwrap()
+        command.env("PATH", self.folder.path()).env("UNDERLAY_CONNECT", "qemu:///system");
+        command.arg(to).args(options).output().unwrap()
     }
 
     #[track_caller]

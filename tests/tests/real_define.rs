@@ -311,3 +311,28 @@ fn guest_runs_beside_its_restored_copy() {
     let address = |machine: &Machine| machine.exec("cat /sys/class/net/e*/address").unwrap();
     assert!(address(&vm).contains(MAC) && !address(&copy).contains(MAC));
 }
+
+/// A guest that UEFI firmware starts boots with the variables that were kept.
+#[test]
+fn guest_boots_with_its_restored_firmware_variables() {
+    let place = Place::new();
+    let (image, nvram) = (place.path("vm.qcow2"), place.path("vars.fd"));
+    guest::overlay(&guest::image().unwrap(), &image).unwrap();
+    let vm = place
+        .libvirtd
+        .define(&DomainSpec::new("vm").disk("vda", &image, Format::Qcow2).uefi(&nvram))
+        .unwrap();
+    vm.start().unwrap();
+    vm.destroy().unwrap();
+    let base = guest::image().unwrap();
+    place.back_up("vm", &["--allow-dir", base.parent().unwrap().to_str().unwrap()]);
+    let kept = fs::read(&nvram).unwrap();
+    let folder = place.path("copy");
+    let (_, copy) = place.define("vm@latest", &folder, &["--name", "copy"]);
+    assert!(fs::read(folder.join("nvram.fd")).unwrap() == kept);
+    copy.start().unwrap();
+    copy.wait_for_agent().unwrap();
+    copy.exec("test -d /sys/firmware/efi").unwrap();
+    // It writes its own from now on.
+    assert!(fs::read(&nvram).unwrap() == kept && fs::read(folder.join("nvram.fd")).unwrap() != kept);
+}

@@ -326,3 +326,19 @@ fn absolute(folder: &Path) -> std::io::Result<PathBuf> {
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
     Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(missing))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_names_folders_that_stay_where_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
+        assert_eq!(absolute(&real.join("link")).unwrap(), real);
+        assert_eq!(absolute(&real.join("link/../new/")).unwrap(), real.parent().unwrap().join("new"));
+        assert_eq!(absolute(Path::new("new/")).unwrap(), std::env::current_dir().unwrap().join("new"));
+        assert!(absolute(&real.join("no/such")).is_err());
+    }
+}
