@@ -1,7 +1,9 @@
 //! Making a definition's disk start from another layer, leaving all else as it is, to the byte.
 
-use roxmltree::{Document, Node};
+use roxmltree::Document;
 
+use super::edit::Edits;
+use super::parse::{child, elements, is};
 use super::{Backing, HypervisorError};
 
 /// The definition `xml` with the disk `target` starting from `layer`.
@@ -11,41 +13,25 @@ use super::{Backing, HypervisorError};
 pub fn redirect(domain: &str, xml: &str, target: &str, layer: &Backing) -> Result<String, HypervisorError> {
     let broken = |problem: String| HypervisorError::Definition { domain: domain.to_owned(), problem };
     let document = Document::parse(xml).map_err(|error| broken(error.to_string()))?;
-    let child = |node: Node<'_, '_>, name: &str| {
-        node.children().find(|child| child.has_tag_name(name)).map(|c| c.id())
-    };
-    let disk = document
-        .descendants()
-        .filter(|node| node.has_tag_name("disk"))
-        .find(|disk| {
-            let named = child(*disk, "target").and_then(|id| document.get_node(id));
-            named.and_then(|named| named.attribute("dev")) == Some(target)
-        })
+    let devices = child(document.root_element(), "devices");
+    let mut disks = devices.iter().flat_map(elements).filter(|node| is(*node, "disk"));
+    let disk = disks
+        .find(|disk| child(*disk, "target").and_then(|named| named.attribute("dev")) == Some(target))
         .ok_or_else(|| broken(format!("it has no disk {target}")))?;
-    let mut edits = Vec::new();
-    let source = child(disk, "source").and_then(|id| document.get_node(id));
-    let path =
-        source.and_then(|source| source.attribute_node("file").or_else(|| source.attribute_node("dev")));
-    let path = path.ok_or_else(|| broken(format!("disk {target} is on no file or block device")))?;
-    edits.push((path.range_value(), escaped(&layer.path.display().to_string())));
-    let driver = child(disk, "driver").and_then(|id| document.get_node(id));
-    if let Some(format) = driver.and_then(|driver| driver.attribute_node("type")) {
-        edits.push((format.range_value(), escaped(&layer.format)));
+    let source = child(disk, "source");
+    let path = source.and_then(|source| {
+        Some((source, ["file", "dev"].into_iter().find(|name| source.has_attribute(*name))?))
+    });
+    let (source, path) =
+        path.ok_or_else(|| broken(format!("disk {target} is on no file or block device")))?;
+    let mut edits = Edits::new(xml);
+    edits.set_attribute(source, path, &layer.path.display().to_string());
+    if let Some(driver) = child(disk, "driver").filter(|driver| driver.has_attribute("type")) {
+        edits.set_attribute(driver, "type", &layer.format);
     }
     // Where the layer's own chain goes is written in the layer.
-    if let Some(backing) = child(disk, "backingStore").and_then(|id| document.get_node(id)) {
-        edits.push((backing.range(), String::new()));
-    }
-    edits.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
-    let mut text = xml.to_owned();
-    for (range, replacement) in edits {
-        text.replace_range(range, &replacement);
-    }
-    Ok(text)
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;").replace('"', "&quot;")
+    child(disk, "backingStore").into_iter().for_each(|backing| edits.remove(backing));
+    edits.apply().map_err(|at| broken(format!("two changes meet at byte {at}")))
 }
 
 #[cfg(test)]
@@ -62,7 +48,7 @@ mod tests {
         assert_eq!(
             changed,
             "<domain><devices><disk type='file'><driver type='raw'/><source file='/it&apos;s \
-             &lt;b>'/><target dev='vda'/></disk><disk><source file='/c'/><target dev='vdb'/></disk></devices></domain>"
+             &lt;b&gt;'/><target dev='vda'/></disk><disk><source file='/c'/><target dev='vdb'/></disk></devices></domain>"
         );
         assert!(redirect("web", xml, "vdc", &layer).is_err());
         assert!(redirect("web", "<domain", "vda", &layer).is_err());
