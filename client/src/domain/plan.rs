@@ -111,6 +111,10 @@ fn selected(domain: &str, disk: &DomainDisk) -> Result<SelectedDisk, DomainError
     if disk.transient {
         return refuse("drops what the guest writes when it stops".into());
     }
+    if disk.encrypted {
+        // What lies below an encrypted layer would be read as it is stored, and what lies above it in the clear.
+        return refuse("is encrypted by QEMU (LUKS)".into());
+    }
     let (path, on_device) = match &disk.source {
         Source::File(path) => (path, false),
         Source::Block(path) => (path, true),

@@ -86,6 +86,8 @@ pub struct DomainDisk {
     pub shareable: bool,
     /// What is written is dropped when the domain stops.
     pub transient: bool,
+    /// QEMU encrypts it, or a layer below.
+    pub encrypted: bool,
     /// Layers below the active one, the nearest first, as far as libvirt names them (for a running domain: all).
     pub backing: Vec<Backing>,
     /// A job that copies the active layer.

@@ -80,6 +80,7 @@ fn disk(node: Node) -> Result<DomainDisk, String> {
         read_only: child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         transient: child(node, "transient").is_some(),
+        encrypted: node.descendants().any(|inside| is(inside, "encryption")),
         backing: backing(node).map_err(in_disk)?,
         mirror: child(node, "mirror").map(mirror),
     })

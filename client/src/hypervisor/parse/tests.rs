@@ -140,6 +140,7 @@ fn a_running_domain_is_read() {
             read_only: false,
             shareable: false,
             transient: false,
+            encrypted: false,
             backing: vec![
                 Backing { path: base.clone(), format: "qcow2".to_owned() },
                 Backing { path: "/dev/vg/base".into(), format: "raw".to_owned() },
@@ -354,5 +355,21 @@ proptest! {
         let escaped = path.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
         let disk = with_disk("type='file'", &format!("<source file='{escaped}'/>"));
         prop_assert_eq!(disk.source, Source::File(path.into()));
+    }
+}
+
+#[test]
+fn encryption_is_found_wherever_libvirt_puts_it() {
+    for inside in [
+        "<source file='/a'><encryption format='luks'/></source>",
+        "<source file='/a'/><encryption format='luks'/>",
+        "<source file='/a'/><backingStore type='file'><format type='raw'/><source file='/b'><encryption \
+         format='luks'/></source></backingStore>",
+    ] {
+        let xml = format!(
+            "<domain><name>a</name><uuid>1</uuid><devices><disk><driver type='qcow2'/>{inside}<target \
+             dev='vda'/></disk></devices></domain>"
+        );
+        assert!(Definition::parse("a", &xml).unwrap().disk("vda").unwrap().encrypted, "{inside}");
     }
 }
