@@ -49,7 +49,7 @@ impl DomainError {
         match self {
             Self::Refused { hint, .. } | Self::Unsound { hint, .. } => Some(hint.clone()),
             Self::NotQuiesced { .. } => Some(
-                "start qemu-guest-agent in the guest, or take a crash-consistent backup without --require-quiesce"
+                "see to qemu-guest-agent and its hooks in the guest, or take a crash-consistent backup without --require-quiesce"
                     .into(),
             ),
             Self::Busy { .. } => Some("wait until it is done".into()),

@@ -195,30 +195,38 @@ impl Lifecycle<'_> {
     pub(super) fn thaw(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
         let started = Instant::now();
         loop {
-            let thawed = self.hands.thaw(name, self.patience.agent);
-            // An agent that has frozen its file systems does not tell the time: one that does has thawed them.
-            let sure = match thawed {
-                Ok(()) => true,
-                Err(_) => {
-                    !self.hands.domain(name)?.is_running()
-                        || self.hands.agent_answers(name, self.patience.agent)?
-                }
+            let looked = match self.hands.thaw(name, self.patience.agent) {
+                Ok(()) => Ok(true),
+                Err(_) => self.is_surely_thawed(name),
             };
-            if sure {
-                record.thaw_pending = false;
-                self.hands.store(record)?;
-                return Ok(());
-            }
-            if started.elapsed() >= self.patience.thaw {
-                return Err(DomainError::Unsound {
-                    domain: name.to_owned(),
-                    problem: "its guest's agent does not answer, and its file systems may be frozen".into(),
-                    hint: format!(
-                        "`virsh domfsthaw {name}` thaws them once the agent answers, and so does `underlay recover`"
-                    ),
-                });
+            let in_time = started.elapsed() < self.patience.thaw;
+            match looked {
+                Ok(true) => {
+                    record.thaw_pending = false;
+                    self.hands.store(record)?;
+                    return Ok(());
+                }
+                Ok(false) if !in_time => {
+                    return Err(DomainError::Unsound {
+                        domain: name.to_owned(),
+                        problem: "its guest's agent does not answer, and its file systems may be frozen"
+                            .into(),
+                        hint: format!(
+                            "`virsh domfsthaw {name}` thaws them once the agent answers, and so does `underlay recover`"
+                        ),
+                    });
+                }
+                Ok(false) => {}
+                // A libvirtd that died while it froze is often back in a moment.
+                Err(HypervisorError::Failed { .. } | HypervisorError::TimedOut { .. }) if in_time => {}
+                Err(error) => return Err(error.into()),
             }
             std::thread::sleep(self.patience.poll);
         }
+    }
+
+    /// Whether the guest's file systems are not frozen, for sure: an agent that has frozen them does not tell the time.
+    fn is_surely_thawed(&self, name: &str) -> Result<bool, HypervisorError> {
+        Ok(!self.hands.domain(name)?.is_running() || self.hands.agent_answers(name, self.patience.agent)?)
     }
 }
