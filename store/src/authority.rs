@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::Result;
 use crate::catalog::{Location, Totals};
 use crate::check::{CheckOptions, CheckReport};
-use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId};
+use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
 use crate::pack::PackKind;
 use crate::progress::Progress;
 use crate::snapshot::Timestamp;
@@ -71,6 +71,15 @@ pub trait Authority: Send + Sync {
 
     /// All snapshots, as stored. The caller holds the key that verifies them.
     async fn snapshots(&self) -> Result<Vec<StoredDocument>>;
+
+    /// Snapshots that must not be dropped, in ascending order.
+    async fn protected(&self) -> Result<Vec<SnapshotId>>;
+
+    /// Protects a snapshot, or lifts that.
+    async fn protect(&self, snapshot: SnapshotId, on: bool) -> Result<()>;
+
+    /// Drops a snapshot for good, unless it is protected. What only it needed stays until a collection. Repeating it is safe.
+    async fn forget(&self, snapshot: SnapshotId) -> Result<()>;
 
     /// The encodings of these nodes, in order. The caller verifies their ids.
     async fn read_nodes(&self, ids: &[NodeId]) -> Result<Vec<Bytes>>;

@@ -153,6 +153,12 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// The snapshot must not be dropped.
+    #[error("snapshot {snapshot} is protected")]
+    Protected {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -194,6 +200,7 @@ impl Error {
                 "is its disk full or read-only? if the catalog is damaged, move it away: it is built again from the repository"
             }
             Self::NoSnapshot { .. } => "`underlay list` shows them all",
+            Self::Protected { .. } => "`underlay protect --off SNAPSHOT` lifts it",
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",
             _ => return None,

@@ -17,6 +17,8 @@ pub const PACKS: &str = "packs/";
 pub const NODES: &str = "nodes/";
 /// Folder of snapshots, with its slash.
 pub const SNAPSHOTS: &str = "snapshots/";
+/// Folder of marks that protect snapshots, with its slash.
+pub const PROTECTED: &str = "protected/";
 
 /// An object of a repository. Displays as its name in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +33,8 @@ pub enum ObjectName {
     Pack(PackKind, PackName),
     /// `snapshots/<32 hex>.json`.
     Snapshot(SnapshotId),
+    /// `protected/<32 hex>.json`: that snapshot is protected.
+    Protection(SnapshotId),
 }
 
 impl ObjectName {
@@ -45,6 +49,7 @@ impl ObjectName {
             NODES => pack_name(rest).map(|name| Self::Pack(PackKind::Nodes, name)),
             KEYS => SlotId::from_hex(rest.strip_suffix(".json")?).map(Self::Slot),
             SNAPSHOTS => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Snapshot),
+            PROTECTED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Protection),
             CLAIMS => {
                 let digits = rest.strip_suffix(".json")?;
                 let generation = u64::from_str_radix(digits, 16).ok()?;
@@ -71,6 +76,7 @@ impl fmt::Display for ObjectName {
                 write!(f, "{}{:02x}/{name}", kind.folder(), name.as_bytes()[0])
             }
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
+            Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
         }
     }
 }
@@ -95,6 +101,11 @@ pub fn snapshot(snapshot: &SnapshotId) -> String {
     ObjectName::Snapshot(*snapshot).to_string()
 }
 
+/// `protected/<32 hex>.json`.
+pub fn protection(snapshot: &SnapshotId) -> String {
+    ObjectName::Protection(*snapshot).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +117,7 @@ mod tests {
             ObjectName::Slot(SlotId::new([0xab; 8])),
             ObjectName::Claim(u64::MAX),
             ObjectName::Claim(1),
+            ObjectName::Protection(SnapshotId::new([0x5f; 16])),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),
             ObjectName::Snapshot(SnapshotId::new([0xef; 16])),

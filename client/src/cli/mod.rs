@@ -3,6 +3,7 @@
 mod backup;
 mod backup_domain;
 mod check;
+mod forget;
 mod init;
 mod key;
 mod list;
@@ -94,6 +95,8 @@ enum Verb {
     Restore(restore::Restore),
     Check(check::Check),
     Recover(recover::Recover),
+    Forget(forget::Forget),
+    Protect(forget::Protect),
     Completions(manual::Completions),
     Man(manual::Man),
 }
@@ -112,6 +115,14 @@ struct App {
 }
 
 impl App {
+    /// Ends the work if the user asked for that.
+    fn stop_if_asked(&self) -> Result<(), Failure> {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted.into()),
+            false => Ok(()),
+        }
+    }
+
     /// Waits for the repository, unless interrupted first. Only for what may be left half-way: reading.
     fn wait<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         let mut stopping = self.stopping.clone();
@@ -186,6 +197,8 @@ fn run(cli: Cli, observer: Arc<dyn Observer>) -> Result<(), Failure> {
         Verb::Restore(restore) => restore.run(&app),
         Verb::Check(check) => check.run(&app),
         Verb::Recover(recover) => recover.run(&app),
+        Verb::Forget(forget) => forget.run(&app),
+        Verb::Protect(protect) => protect.run(&app),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),
     };
@@ -242,6 +255,9 @@ mod tests {
             "underlay backup --domain web --domain mail --require-quiesce --strategy pivot --dry-run",
             "underlay backup --all --parallel 4 --connect qemu:///system --exclude-disk vdb",
             "underlay backup --domain a@b --vm a",
+            "underlay forget web@latest 5f3a9c",
+            "underlay forget --keep-last 3 --keep-within 30d --vm web --vm db --dry-run",
+            "underlay protect --off web@latest",
             "underlay recover",
             "underlay recover --domain web --json",
             "underlay restore 5f3a --to - --format raw",
@@ -278,6 +294,12 @@ mod tests {
             "underlay restore web@latest --to /x --name new",
             "underlay restore web@latest --to /x --new-identity",
             "underlay restore web@latest --to /x --define --disk vda",
+            "underlay forget",
+            "underlay forget --vm web",
+            "underlay forget --keep-last -1",
+            "underlay forget --keep-within soon",
+            "underlay forget --keep-last 3 web@latest",
+            "underlay protect",
             "underlay check --read-data=0%",
             "underlay check --read-data 5%",
             "underlay key export",

@@ -11,7 +11,10 @@ use super::{Failure, Outcome, expect};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// From version 1: nothing but a new table.
+const FROM_VERSION_1: &str =
+    "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
 /// How long a transaction waits for those of other processes.
@@ -46,7 +49,12 @@ pub(super) fn prepare(
     connection.pragma_update(None, "temp_store", "memory")?;
 
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if version(&transaction)? == 0 {
+    let found = version(&transaction)?;
+    if found == 1 {
+        transaction.execute_batch(FROM_VERSION_1)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    if found == 0 {
         transaction.execute_batch(include_str!("schema.sql"))?;
         transaction.execute(
             "INSERT INTO meta (one, repository, owner, epoch, clock) VALUES (1, ?1, ?2, 0, 0)",
@@ -119,7 +127,7 @@ mod tests {
         assert_eq!(number("page_size"), 8192);
         assert_eq!(number("synchronous"), 2);
         assert_eq!(number("busy_timeout"), 60_000);
-        assert_eq!(number("user_version"), 1);
+        assert_eq!(number("user_version"), 2);
     }
 
     #[test]
@@ -136,9 +144,21 @@ mod tests {
     fn a_newer_version_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 2).unwrap();
+        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 3).unwrap();
         let error = Catalog::open(&path, repository()).unwrap_err();
-        assert!(matches!(error, Error::Version { found: 2, known: 1, .. }), "{error:?}");
+        assert!(matches!(error, Error::Version { found: 3, known: 2, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_catalog_of_version_1_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let catalog = Catalog::open(&path, repository()).unwrap();
+        catalog.lock().execute_batch("DROP TABLE forgotten; PRAGMA user_version = 1").unwrap();
+        drop(catalog);
+        let catalog = Catalog::open(&path, repository()).unwrap();
+        assert_eq!(catalog.forgotten_objects().unwrap(), []);
+        assert_eq!(version(&catalog.lock()).unwrap(), VERSION);
     }
 
     #[test]

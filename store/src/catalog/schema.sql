@@ -1,4 +1,4 @@
--- The catalog, version 1. Derived from the bucket, except for sessions and what they hold.
+-- The catalog, version 2. Derived from the bucket, except for sessions and what they hold.
 -- Ids are blobs. Rows name packs, sessions and snapshots by small integers.
 
 CREATE TABLE meta (
@@ -97,4 +97,10 @@ CREATE TABLE roots (
     size     INTEGER NOT NULL,
     snapshot INTEGER NOT NULL,
     PRIMARY KEY (node, size, snapshot)
+) WITHOUT ROWID;
+
+-- Snapshots that were dropped: their objects are not adopted again while they still exist.
+CREATE TABLE forgotten (
+    id   BLOB PRIMARY KEY,
+    gone INTEGER NOT NULL           -- 1: the object is known to be deleted
 ) WITHOUT ROWID;

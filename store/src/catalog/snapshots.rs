@@ -52,11 +52,72 @@ impl Catalog {
     /// [`Error::Catalog`].
     pub fn import_snapshot(&self, record: &SnapshotRecord<'_>) -> Result<()> {
         self.write("import a snapshot", |transaction| {
-            if stored_document(transaction, record.snapshot)?.is_none() {
+            let known = stored_document(transaction, record.snapshot)?.is_some();
+            if !known && !is_forgotten(transaction, record.snapshot)? {
                 insert(transaction, record)?;
             }
             Ok(())
         })
+    }
+
+    /// Drops a snapshot: its roots are not live any more, and it is never imported again. Its object is still there. Repeating it is
+    /// safe.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn forget_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        self.write("forget a snapshot", |transaction| {
+            transaction.execute(
+                "INSERT OR IGNORE INTO forgotten (id, gone) VALUES (?1, 0)",
+                [snapshot.as_bytes()],
+            )?;
+            Ok(remove(transaction, snapshot)?)
+        })
+    }
+
+    /// Drops what is known of a snapshot whose object somebody else has deleted.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn drop_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        self.write("drop a snapshot", |transaction| Ok(remove(transaction, snapshot)?))
+    }
+
+    /// Notes that the object of a forgotten snapshot is deleted.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn forgotten_object_is_gone(&self, snapshot: SnapshotId) -> Result<()> {
+        self.write("forget a snapshot", |transaction| {
+            transaction.execute("UPDATE forgotten SET gone = 1 WHERE id = ?1", [snapshot.as_bytes()])?;
+            Ok(())
+        })
+    }
+
+    /// Forgotten snapshots whose objects are not known to be deleted.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn forgotten_objects(&self) -> Result<Vec<SnapshotId>> {
+        self.read("list forgotten snapshots", |transaction| {
+            let mut all =
+                transaction.prepare_cached("SELECT id FROM forgotten WHERE gone = 0 ORDER BY id")?;
+            let mut rows = all.query(())?;
+            let mut forgotten = Vec::new();
+            while let Some(row) = rows.next()? {
+                let id: Vec<u8> = row.get(0)?;
+                forgotten.push(expect(SnapshotId::from_slice(&id), "snapshot id")?);
+            }
+            Ok(forgotten)
+        })
+    }
+
+    /// Whether the snapshot was forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn is_forgotten(&self, snapshot: SnapshotId) -> Result<bool> {
+        self.read("look up a snapshot", |transaction| Ok(is_forgotten(transaction, snapshot)?))
     }
 
     /// All snapshots with their documents, oldest first.
@@ -84,6 +145,18 @@ impl Catalog {
     pub fn has_snapshot(&self, snapshot: SnapshotId) -> Result<bool> {
         self.read("look up a snapshot", |transaction| Ok(stored_document(transaction, snapshot)?.is_some()))
     }
+}
+
+fn is_forgotten(transaction: &Transaction<'_>, snapshot: SnapshotId) -> rusqlite::Result<bool> {
+    transaction.prepare_cached("SELECT 1 FROM forgotten WHERE id = ?1")?.exists([snapshot.as_bytes()])
+}
+
+fn remove(transaction: &Transaction<'_>, snapshot: SnapshotId) -> rusqlite::Result<()> {
+    let id = snapshot.as_bytes();
+    transaction
+        .execute("DELETE FROM roots WHERE snapshot = (SELECT snapshot FROM snapshots WHERE id = ?1)", [id])?;
+    transaction.execute("DELETE FROM snapshots WHERE id = ?1", [id])?;
+    Ok(())
 }
 
 fn stored_document(transaction: &Transaction<'_>, snapshot: SnapshotId) -> rusqlite::Result<Option<Vec<u8>>> {

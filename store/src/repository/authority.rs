@@ -11,12 +11,12 @@ use crate::authority::{Authority, SessionGrant, StoredDocument};
 use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
 use crate::check::{self, CheckOptions, CheckReport};
 use crate::document;
-use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId};
-use crate::names;
+use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
+use crate::names::{self, ObjectName};
 use crate::pack::{self, PackId, PackKind};
 use crate::progress::Progress;
 use crate::session::{Facts, prove};
-use crate::snapshot::{self, Snapshot, Timestamp};
+use crate::snapshot::{self, Protection, Snapshot, Timestamp};
 use crate::tree::Node;
 use crate::{Error, Result};
 
@@ -36,6 +36,12 @@ impl Repository {
             documents.push(StoredDocument { name, bytes });
         }
         Ok(documents)
+    }
+
+    /// Deletes the object of a snapshot that is forgotten.
+    pub(super) async fn delete_forgotten(&self, snapshot: SnapshotId) -> Result<()> {
+        self.backend.delete(&names::snapshot(&snapshot)).await?;
+        self.with_catalog(move |catalog| catalog.forgotten_object_is_gone(snapshot)).await
     }
 
     fn writable(&self) -> Result<()> {
@@ -163,6 +169,42 @@ impl Authority for Repository {
             .map(|(id, bytes)| StoredDocument { name: names::snapshot(&id), bytes: bytes.into() })
             .chain(self.unreadable.iter().cloned())
             .collect())
+    }
+
+    async fn protected(&self) -> Result<Vec<SnapshotId>> {
+        let listed = self.backend.list(names::PROTECTED).await?;
+        let mut protected: Vec<_> = (listed.iter())
+            .filter_map(|(name, _)| match ObjectName::parse(name) {
+                Some(ObjectName::Protection(snapshot)) => Some(snapshot),
+                _ => None,
+            })
+            .collect();
+        protected.sort_unstable();
+        Ok(protected)
+    }
+
+    async fn protect(&self, snapshot: SnapshotId, on: bool) -> Result<()> {
+        self.writable()?;
+        let name = names::protection(&snapshot);
+        if !on {
+            return self.backend.delete(&name).await;
+        }
+        if !self.with_catalog(move |catalog| catalog.has_snapshot(snapshot)).await? {
+            return Err(Error::NoSnapshot { wanted: snapshot.to_string() });
+        }
+        let mark = Protection { repository: self.id, snapshot };
+        self.backend.put(&name, Bytes::from(mark.seal())).await
+    }
+
+    async fn forget(&self, snapshot: SnapshotId) -> Result<()> {
+        self.writable()?;
+        if self.backend.size(&names::protection(&snapshot)).await?.is_some() {
+            return Err(Error::Protected { snapshot });
+        }
+        owner::still_ours(&self.backend, &self.catalog, &self.id).await?;
+        // Nobody relies on it any more before its object goes.
+        self.with_catalog(move |catalog| catalog.forget_snapshot(snapshot)).await?;
+        self.delete_forgotten(snapshot).await
     }
 
     async fn read_nodes(&self, ids: &[NodeId]) -> Result<Vec<Bytes>> {

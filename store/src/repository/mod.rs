@@ -77,7 +77,14 @@ impl Repository {
             false => sync::import(&backend, &catalog, id).await?,
         };
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        Ok(Self { id, backend, catalog, nodes, access, unreadable })
+        let repository = Self { id, backend, catalog, nodes, access, unreadable };
+        if access != Access::Read {
+            // Whoever was killed while it forgot had decided.
+            for snapshot in repository.catalog.forgotten_objects()? {
+                repository.delete_forgotten(snapshot).await?;
+            }
+        }
+        Ok(repository)
     }
 
     /// The repository's id.

@@ -106,8 +106,22 @@ pub(super) async fn import(
 ) -> Result<Vec<StoredDocument>> {
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
+    drop_vanished(backend, catalog, &snapshots).await?;
     import_packs(backend, catalog).await?;
     adopt_snapshots(backend, catalog, id, snapshots).await
+}
+
+/// Drops snapshots that another owner has dropped. A listing alone proves nothing: each is asked for.
+async fn drop_vanished(backend: &Backend, catalog: &Catalog, listed: &[(String, u64)]) -> Result<()> {
+    let listed: HashSet<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    for (snapshot, _) in catalog.snapshots()? {
+        let name = names::snapshot(&snapshot);
+        if !listed.contains(name.as_str()) && backend.size(&name).await?.is_none() {
+            tracing::info!("{name} was dropped by the repository's owner");
+            catalog.drop_snapshot(snapshot)?;
+        }
+    }
+    Ok(())
 }
 
 async fn import_packs(backend: &Backend, catalog: &Catalog) -> Result<()> {
@@ -159,10 +173,14 @@ async fn adopt_snapshots(
     let mut unreadable = Vec::new();
     for (name, _) in listed {
         let Some(ObjectName::Snapshot(snapshot)) = ObjectName::parse(&name) else { continue };
-        if catalog.has_snapshot(snapshot)? {
+        if catalog.has_snapshot(snapshot)? || catalog.is_forgotten(snapshot)? {
             continue;
         }
-        let bytes = backend.get(&name).await?;
+        let bytes = match backend.get(&name).await {
+            // Its owner may have dropped it since it was listed. Nothing is concluded from the listing alone.
+            Err(Error::Missing { .. }) if backend.size(&name).await?.is_none() => continue,
+            other => other?,
+        };
         let body = match Snapshot::peek(&snapshot, &id, &bytes) {
             Ok(body) => body,
             // One damaged document must not keep anyone from all the others.

@@ -3,6 +3,8 @@
 mod claim;
 mod descriptor;
 mod private;
+mod protection;
+pub mod retention;
 mod select;
 mod time;
 pub mod validate;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use claim::Claim;
 pub use descriptor::Descriptor;
 pub use private::{PrivateField, PrivateImage, PrivateMetadata};
+pub use protection::Protection;
 pub use select::select;
 pub use time::Timestamp;
 

@@ -11,7 +11,7 @@ use underlay_store::authority::{Authority, SessionGrant, StoredDocument};
 use underlay_store::catalog::{Location, Totals};
 use underlay_store::check::{CheckOptions, CheckReport};
 use underlay_store::cut::{BLOCK, CutParameters, Cutter, Piece, REGION};
-use underlay_store::id::{ChunkId, NodeId, PackName, RepositoryId, Root, SessionId, SlotId};
+use underlay_store::id::{ChunkId, NodeId, PackName, RepositoryId, Root, SessionId, SlotId, SnapshotId};
 use underlay_store::key::RestoreKey;
 use underlay_store::pack::{ChunkEncoder, FinishedPack, Frame, PackKind, PackWriter, parse, parse_frame};
 use underlay_store::progress::Progress;
@@ -342,6 +342,15 @@ impl Authority for Memory {
         unreachable!()
     }
     async fn snapshots(&self) -> Result<Vec<StoredDocument>> {
+        unreachable!()
+    }
+    async fn protected(&self) -> Result<Vec<SnapshotId>> {
+        unreachable!()
+    }
+    async fn protect(&self, _: SnapshotId, _: bool) -> Result<()> {
+        unreachable!()
+    }
+    async fn forget(&self, _: SnapshotId) -> Result<()> {
         unreachable!()
     }
     async fn totals(&self) -> Result<Totals> {
