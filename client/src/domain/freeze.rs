@@ -129,10 +129,10 @@ impl Lifecycle<'_> {
         record: &DomainRecord,
         overlays: &[Overlay],
     ) -> Result<Consistency, DomainError> {
-        // What a failed attempt left would be in the way. It never was part of the disk.
+        // What a failed attempt left would be in the way.
         let domain = self.hands.domain(name)?;
         for overlay in overlays {
-            self.remove_unused(&domain, &overlay.path)?;
+            self.quarantine(&domain, &overlay.path)?;
         }
         let tried = self.hands.freeze(name, overlays, None);
         match (self.extent(name, record)?, tried) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::hypervisor::{Domain, DomainDisk, HypervisorError, redirect};
+use crate::hypervisor::{Backing, Domain, DomainDisk, redirect};
 
 use super::record::{Content, FrozenDisk, Merge, Standing, layers_above};
 use super::{DomainError, Lifecycle};
@@ -23,15 +23,35 @@ pub(super) enum Merging {
     Changed(Standing),
 }
 
+/// What became of a merge that somebody had begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    /// There was none.
+    Nothing,
+    /// It is over, one way or the other.
+    Waited,
+    /// It gave the disk back to the layer that it merged into.
+    Pivoted,
+}
+
 impl Lifecycle<'_> {
+    /// Brings a rotated disk's layers together as far as that is wanted, once their content is in a snapshot.
+    pub(super) fn bring_down(&self, name: &str, disk: &FrozenDisk) -> Result<Merging, DomainError> {
+        if let Some(merge) = &disk.merge {
+            return self.merge_down(name, disk, merge);
+        }
+        let domain = self.hands.domain(name)?;
+        let Some(live) = &domain.live else { return Ok(Merging::Stopped) };
+        let now = live.disk(&disk.target);
+        Ok(match disk.writes_to_overlay(now) {
+            true => Merging::Done,
+            false => Merging::Changed(disk.standing(now)),
+        })
+    }
+
     /// Merges a disk's overlays one layer down, once their content is in a snapshot.
-    pub(super) fn merge_down(
-        &self,
-        name: &str,
-        disk: &FrozenDisk,
-        merge: &Merge,
-    ) -> Result<Merging, DomainError> {
-        let mut known = None;
+    fn merge_down(&self, name: &str, disk: &FrozenDisk, merge: &Merge) -> Result<Merging, DomainError> {
+        let (mut as_read, mut merged_here) = (false, false);
         let mut failure = None;
         for attempt in 0.. {
             let domain = self.hands.domain(name)?;
@@ -43,9 +63,11 @@ impl Lifecycle<'_> {
             };
             let chain = chain(now);
             if disk.is_merged(now) {
-                if let (Some(content), Some(true)) = (&disk.content, known) {
+                // A merge that this run has not seen from its beginning to its end may have been another one.
+                if let (Some(content), true) = (&disk.content, as_read && merged_here) {
                     self.remember(name, merge, &chain, content);
                 }
+                let domain = self.correct_chain(domain, disk, merge)?;
                 self.remove_unused_all(&domain, &merge.overlays)?;
                 return Ok(Merging::Done);
             }
@@ -56,22 +78,28 @@ impl Lifecycle<'_> {
             if attempt >= ATTEMPTS {
                 return Err(failure.unwrap_or_else(|| not_merged(name, disk)));
             }
-            // A merge that an interrupted run began writes to the layers below: they cannot be looked at.
-            known = known.or_else(|| self.is_what_was_read(disk, &chain));
-            if self.settle(name, &disk.target)? {
+            if self.settle(name, &disk.target)? != Settled::Nothing {
                 continue;
             }
+            as_read |= self.are_what_was_read(disk, merge, &chain);
             let committed = self.hands.commit(name, &disk.target, &merge.into.path, &disk.frozen.path);
+            merged_here = committed.is_ok();
             failure = committed.err().map(DomainError::from);
         }
         Err(not_merged(name, disk))
     }
 
-    /// Whether the frozen layer is still what was backed up; `None` if that cannot be found out.
-    fn is_what_was_read(&self, disk: &FrozenDisk, chain: &BTreeSet<PathBuf>) -> Option<bool> {
-        let content = disk.content.as_ref()?;
-        let identity = self.hands.identity(&disk.frozen, chain).ok()?;
-        Some(identity == content.identity)
+    /// Whether all layers that are about to become one are what was backed up. If that cannot be found out, they are not.
+    fn are_what_was_read(&self, disk: &FrozenDisk, merge: &Merge, chain: &BTreeSet<PathBuf>) -> bool {
+        let Some(content) = &disk.content else { return false };
+        let above = merge.overlays.iter().map(|path| Backing { path: path.clone(), format: "qcow2".into() });
+        let frozen = std::iter::once(disk.frozen.clone()).chain(above.skip(1));
+        let layers: Vec<_> = frozen.chain(std::iter::once(merge.into.clone())).collect();
+        layers.len() == content.layers.len()
+            && layers
+                .iter()
+                .zip(&content.layers)
+                .all(|(layer, read)| self.hands.identity(layer, chain).is_ok_and(|now| now == *read))
     }
 
     /// A memo that cannot be written costs reading, nothing else.
@@ -83,19 +111,23 @@ impl Lifecycle<'_> {
 
     /// Gives a disk back to the layer that was frozen: merges the overlay into it while the guest runs.
     pub(super) fn give_back(&self, name: &str, disk: &FrozenDisk) -> Result<Merging, DomainError> {
-        let mut failure = None;
+        let (mut failure, mut merged_here) = (None, false);
         for attempt in 0.. {
             let domain = self.hands.domain(name)?;
             let Some(live) = &domain.live else { return Ok(Merging::Stopped) };
             match disk.standing(live.disk(&disk.target)) {
                 Standing::Original => {
-                    if attempt == 0 {
-                        // Not our doing: what the overlay holds is not for us to judge.
+                    if !merged_here {
+                        // It may have been started from there: what the overlay holds is not for us to judge.
                         return Ok(Merging::Changed(Standing::Original));
                     }
                     let domain = self.correct_inactive(domain, disk)?;
-                    self.remove_unused(&domain, &disk.overlay)?;
-                    return Ok(Merging::Done);
+                    // While that was written, it may have been started from the overlay.
+                    if disk.is_given_back(&domain) {
+                        self.remove_unused(&domain, &disk.overlay)?;
+                        return Ok(Merging::Done);
+                    }
+                    continue;
                 }
                 Standing::Frozen => {}
                 other => return Ok(Merging::Changed(other)),
@@ -103,10 +135,13 @@ impl Lifecycle<'_> {
             if attempt >= ATTEMPTS {
                 break;
             }
-            if self.settle(name, &disk.target)? {
+            let settled = self.settle(name, &disk.target)?;
+            if settled != Settled::Nothing {
+                merged_here = settled == Settled::Pivoted;
                 continue;
             }
             let committed = self.hands.commit_active(name, &disk.target, &disk.frozen.path);
+            merged_here = committed.is_ok();
             failure = committed.err().map(DomainError::from);
         }
         Err(failure.unwrap_or_else(|| not_merged(name, disk)))
@@ -118,7 +153,12 @@ impl Lifecycle<'_> {
             self.expect_unused(&domain.name, path)?;
         }
         self.hands.commit_stopped(&disk.overlay, &disk.frozen)?;
-        self.correct_inactive(domain, disk).map(drop)
+        // That takes its time, in which the domain may have been started, or defined anew.
+        let domain = self.hands.domain(&domain.name)?;
+        match domain.is_running() {
+            true => Ok(()),
+            false => self.correct_inactive(domain, disk).map(drop),
+        }
     }
 
     /// Makes the inactive definition name the frozen layer where it names the overlay; the domain as it is then.
@@ -137,10 +177,28 @@ impl Lifecycle<'_> {
         }
     }
 
-    /// Waits for a merge that somebody began on a disk, and ends it; whether there was one.
-    pub(super) fn settle(&self, name: &str, target: &str) -> Result<bool, DomainError> {
+    /// Makes the inactive definition name no layer that was merged, as it does if libvirt did not save it or did not know how the
+    /// chain goes on; the domain as it is then.
+    fn correct_chain(&self, domain: Domain, disk: &FrozenDisk, merge: &Merge) -> Result<Domain, DomainError> {
+        let Some(inactive) = &domain.inactive else { return Ok(domain) };
+        let now = inactive.disk(&disk.target).filter(|now| disk.writes_to_overlay(Some(now)));
+        let names = |now: &DomainDisk| now.backing.iter().any(|layer| merge.overlays.contains(&layer.path));
+        if !now.is_some_and(names) {
+            return Ok(domain);
+        }
+        let overlay = Backing { path: disk.overlay.clone(), format: "qcow2".into() };
+        let xml = redirect(&domain.name, &inactive.xml, &disk.target, &overlay)?;
+        if let Err(error) = self.hands.define(&xml) {
+            // The chain is whole all the same: what was merged holds nothing that is not further down.
+            self.notice(&domain.name, &format!("{error}: files that were merged stay until the next backup"));
+        }
+        Ok(self.hands.domain(&domain.name)?)
+    }
+
+    /// Waits for a merge that somebody began on a disk, and ends it.
+    fn settle(&self, name: &str, target: &str) -> Result<Settled, DomainError> {
         let started = Instant::now();
-        let mut waited = false;
+        let mut settled = Settled::Nothing;
         while let Some(job) = self.hands.block_job(name, target)? {
             if !job.kind.to_ascii_lowercase().contains("commit") {
                 return Err(super::plan::refused(
@@ -149,11 +207,13 @@ impl Lifecycle<'_> {
                     "`virsh blockjob` shows it; wait for it, or end it with --abort",
                 ));
             }
-            waited = true;
+            settled = Settled::Waited;
             if job.ready {
                 // If that fails, the job is still there, or it is gone: the next look tells.
-                let ended: Result<(), HypervisorError> = self.hands.pivot(name, target);
-                tracing::debug!(?ended, "pivot of disk {target}");
+                match self.hands.pivot(name, target) {
+                    Ok(()) => settled = Settled::Pivoted,
+                    Err(error) => tracing::debug!(%error, "pivot of disk {target}"),
+                }
             }
             if started.elapsed() >= self.patience.job {
                 return Err(DomainError::Unsound {
@@ -166,7 +226,7 @@ impl Lifecycle<'_> {
             }
             std::thread::sleep(self.patience.poll);
         }
-        Ok(waited)
+        Ok(settled)
     }
 
     /// Removes files that no definition of the domain names and nobody has open.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use underlay_store::id::{RepositoryId, Root};
 
-use crate::hypervisor::{Backing, DomainDisk};
+use crate::hypervisor::{Backing, Domain, DomainDisk};
 use crate::image::LayerIdentity;
 
 /// Version of the record that this build writes, and the only one it reads.
@@ -110,8 +110,8 @@ pub struct Merge {
 pub struct Content {
     /// The repository that holds it.
     pub repository: RepositoryId,
-    /// What the frozen layer's file was when it was read.
-    pub identity: LayerIdentity,
+    /// What the files were when they were read: that of the frozen layer and those below it, down to the one that takes the data.
+    pub layers: Vec<LayerIdentity>,
     /// What the disk holds as seen at the frozen layer.
     pub root: Root,
     /// What the disk holds as seen below the layer that takes the data; `None` if that is the base.
@@ -169,6 +169,12 @@ impl FrozenDisk {
             true => Standing::Buried,
             false => Standing::Elsewhere,
         }
+    }
+
+    /// Whether a running domain writes to the layer that it wrote to before.
+    pub(super) fn is_given_back(&self, domain: &Domain) -> bool {
+        let live = domain.live.as_ref();
+        live.is_some_and(|live| self.standing(live.disk(&self.target)) == Standing::Original)
     }
 
     /// Whether a definition's active layer is the overlay.

@@ -85,15 +85,12 @@ impl Lifecycle<'_> {
         let domain = self.hands.domain(name)?;
         let _lock = self.lock(&domain)?;
         let mut record = self.record(&domain)?;
-        let actions = self.recover_record(&domain.name, &mut record)?;
+        let interrupted = record.operation.is_some();
+        let mut actions = self.recover_record(&domain.name, &mut record)?;
+        if interrupted && actions.is_empty() {
+            actions.push("an interrupted backup had changed nothing yet".to_owned());
+        }
         Ok(Recovered { domain: domain.name, actions })
-    }
-
-    /// Brings one domain to a sound state, and tells the user what was done. The caller holds the lock.
-    pub(super) fn recover_first(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
-        let actions = self.recover_record(name, record)?;
-        actions.iter().for_each(|action| self.notice(name, action));
-        Ok(())
     }
 
     /// Brings one domain to a sound state; what was done. The caller holds the lock.
@@ -103,25 +100,31 @@ impl Lifecycle<'_> {
         record: &mut DomainRecord,
     ) -> Result<Vec<String>, DomainError> {
         let mut actions = Vec::new();
+        let mut thawed = Ok(());
         if record.thaw_pending {
-            match self.hands.domain(name)?.is_running() {
-                true => self.thaw(name, record)?,
-                // Nothing of a frozen file system survives the guest.
-                false => record.thaw_pending = false,
+            thawed = self.thaw(name, record);
+            if thawed.is_ok() {
+                actions.push("the guest's file systems were thawed".to_owned());
             }
-            actions.push("the guest's file systems were thawed".to_owned());
         }
+        // A guest that cannot be thawed now is no reason to leave its disks as they are.
+        actions.extend(self.recover_disks(name, record)?);
+        thawed.map(|()| actions)
+    }
+
+    /// Brings the disks of an unfinished operation to a sound state and forgets it; what was done.
+    pub(super) fn recover_disks(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+    ) -> Result<Vec<String>, DomainError> {
+        let mut actions = Vec::new();
         let Some(operation) = record.operation.clone() else { return Ok(actions) };
         for disk in &operation.disks {
-            if let Some(action) = self.recover_disk(name, record, &operation, disk)? {
-                actions.push(action);
-            }
+            actions.extend(self.recover_disk(name, record, &operation, disk)?);
         }
         record.operation = None;
         self.hands.store(record)?;
-        if actions.is_empty() {
-            actions.push("an interrupted backup had changed nothing yet".to_owned());
-        }
         Ok(actions)
     }
 
@@ -143,9 +146,8 @@ impl Lifecycle<'_> {
                     "disk {target}: found its domain stopped, and its layers are whole"
                 )));
             }
-            let merging = match (&disk.merge, operation.phase, operation.strategy) {
-                (Some(merge), Phase::Merging, Strategy::Rotate) => self.merge_down(name, disk, merge)?,
-                (None, Phase::Merging, Strategy::Rotate) => Merging::Done,
+            let merging = match (operation.phase, operation.strategy) {
+                (Phase::Merging, Strategy::Rotate) => self.bring_down(name, disk)?,
                 _ => self.give_back(name, disk)?,
             };
             match merging {
@@ -161,6 +163,13 @@ impl Lifecycle<'_> {
                     let path = disk.frozen.path.display();
                     return Ok(Some(format!("disk {target}: given back to {path}")));
                 }
+                Merging::Changed(Standing::Original) => {
+                    let domain = self.correct_inactive(self.hands.domain(name)?, disk)?;
+                    // While that was written, it may have been started from the overlay.
+                    if disk.is_given_back(&domain) {
+                        return self.set_aside(&domain, disk);
+                    }
+                }
                 Merging::Changed(standing) => return self.adopt(name, record, disk, standing),
             }
         }
@@ -171,7 +180,20 @@ impl Lifecycle<'_> {
         })
     }
 
-    /// Accepts the layers that somebody else has made of a disk, or finds out that our overlay is no part of it.
+    /// Sets the overlay of a disk aside that does not use it.
+    fn set_aside(&self, domain: &Domain, disk: &FrozenDisk) -> Result<Option<String>, DomainError> {
+        let stale = self.quarantine(domain, &disk.overlay)?;
+        Ok(stale.map(|stale| {
+            format!(
+                "disk {}: does not use {} any more; what is in it is out of date, and was set aside as {}",
+                disk.target,
+                disk.overlay.display(),
+                stale.display()
+            )
+        }))
+    }
+
+    /// Accepts the layers that somebody else has made of a disk.
     fn adopt(
         &self,
         name: &str,
@@ -179,19 +201,14 @@ impl Lifecycle<'_> {
         disk: &FrozenDisk,
         standing: Standing,
     ) -> Result<Option<String>, DomainError> {
-        let domain = self.hands.domain(name)?;
         let target = &disk.target;
-        if matches!(standing, Standing::Original | Standing::Elsewhere) {
-            let domain = match standing {
-                Standing::Original => self.correct_inactive(domain, disk)?,
-                _ => domain,
-            };
-            let stale = self.quarantine(&domain, &disk.overlay)?;
-            return Ok(stale.map(|stale| {
+        if standing == Standing::Elsewhere {
+            // Where it went, and who uses the overlay now, is not for us to know.
+            let left = self.hands.exists(&disk.overlay)?;
+            return Ok(left.then(|| {
                 format!(
-                    "disk {target}: does not use {} any more; what is in it is out of date, and was set aside as {}",
-                    disk.overlay.display(),
-                    stale.display()
+                    "disk {target}: is not among the domain's disks any more, or has other files; {} was left alone",
+                    disk.overlay.display()
                 )
             }));
         }
@@ -271,7 +288,8 @@ impl Lifecycle<'_> {
         let known = record.disk_mut(&disk.target);
         if let Some(now) = domain.live.as_ref().and_then(|live| live.disk(&disk.target)) {
             let layers = chain(now);
-            known.overlays.retain(|overlay| layers.contains(overlay));
+            // One that only the inactive definition names, because it was not saved, comes back with the next start.
+            known.overlays.retain(|overlay| layers.contains(overlay) || domain.names_file(overlay));
             known.layers = layers;
         }
         Ok(())

@@ -11,7 +11,7 @@ use crate::hypervisor::{Backing, Domain};
 
 use super::merge::Merging;
 use super::plan::{self, Facts, SelectedDisk, Selection, Wishes};
-use super::record::{Content, DomainRecord, FrozenDisk, Operation, Phase, Standing, Strategy};
+use super::record::{Content, DomainRecord, FrozenDisk, Operation, Phase, Strategy};
 use super::{DomainError, Lifecycle, Quiesce, Step};
 
 /// Bytes of randomness in an overlay's name.
@@ -96,7 +96,8 @@ impl Lifecycle<'_> {
         let domain = self.hands.domain(name)?;
         let _lock = self.lock(&domain)?;
         let mut record = self.record(&domain)?;
-        self.recover_first(name, &mut record)?;
+        let actions = self.recover_record(name, &mut record)?;
+        self.tell(name, &actions);
         let domain = self.hands.domain(name)?;
         let selection = self.select(&domain, wishes)?;
         plan::changes(&record, &selection).iter().for_each(|change| self.notice(name, change));
@@ -251,17 +252,18 @@ impl Lifecycle<'_> {
         record.operation = Some(operation.clone());
         self.hands.store(record)?;
         for disk in &operation.disks {
-            let merging = match (operation.strategy, &disk.merge) {
-                (Strategy::Pivot, _) => self.give_back(name, disk)?,
-                (Strategy::Rotate, Some(merge)) => self.merge_down(name, disk, merge)?,
-                (Strategy::Rotate, None) => Merging::Done,
+            let merging = match operation.strategy {
+                Strategy::Pivot => self.give_back(name, disk)?,
+                Strategy::Rotate => self.bring_down(name, disk)?,
             };
             match (merging, operation.strategy) {
                 (Merging::Done, Strategy::Rotate) => self.note_rotated(name, record, disk)?,
                 (Merging::Done, Strategy::Pivot) => self.note_layers(name, record, disk)?,
                 // What it was found to be is a matter for recovery, which looks again.
                 (Merging::Stopped | Merging::Changed(_), _) => {
-                    return self.recover_first(name, record);
+                    let actions = self.recover_disks(name, record)?;
+                    self.tell(name, &actions);
+                    return Ok(());
                 }
             }
         }
@@ -276,28 +278,17 @@ impl Lifecycle<'_> {
 
     /// After a failure: gives the disks back, and forgets the operation. The error to report.
     pub(super) fn unwind(&self, name: &str, record: &mut DomainRecord, first: DomainError) -> DomainError {
-        match self.try_unwind(name, record) {
-            Ok(()) => first,
-            Err(second) => DomainError::NotGivenBack { first: Box::new(first), second: Box::new(second) },
-        }
-    }
-
-    fn try_unwind(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
-        let disks = record.operation.iter().flat_map(|operation| operation.disks.clone());
-        for disk in disks.collect::<Vec<_>>() {
-            match self.give_back(name, &disk)? {
-                Merging::Done => {}
-                Merging::Changed(Standing::Original) => {
-                    let domain = self.correct_inactive(self.hands.domain(name)?, &disk)?;
-                    self.remove_unused(&domain, &disk.overlay)?;
-                }
-                Merging::Stopped | Merging::Changed(_) => {
-                    return self.recover_first(name, record);
-                }
+        match self.recover_disks(name, record) {
+            Ok(actions) => self.tell(name, &actions),
+            Err(second) => {
+                return DomainError::NotGivenBack { first: Box::new(first), second: Box::new(second) };
             }
         }
-        record.operation = None;
-        Ok(self.hands.store(record)?)
+        first
+    }
+
+    fn tell(&self, name: &str, actions: &[String]) {
+        actions.iter().for_each(|action| self.notice(name, action));
     }
 }
 
@@ -325,10 +316,11 @@ fn chain_of(disk: &SelectedDisk, record: &DomainRecord) -> BTreeSet<PathBuf> {
 /// What was read of the layer that will be merged, and below the one that takes it.
 fn content(disk: &FrozenDisk, read: &CapturedDisk, repository: RepositoryId) -> Option<Content> {
     let merge = disk.merge.as_ref()?;
-    let top = read.layers.last()?;
+    let root = read.layers.last()?.root;
     let into = read.layers.len().checked_sub(1 + merge.overlays.len())?;
     let below = into.checked_sub(1).map(|below| read.layers[below].root);
-    Some(Content { repository, identity: top.identity.clone(), root: top.root, below })
+    let layers = read.layers[into..].iter().rev().map(|layer| layer.identity.clone()).collect();
+    Some(Content { repository, layers, root, below })
 }
 
 fn describe(disk: &FrozenDisk, strategy: Strategy) -> Vec<String> {

@@ -79,3 +79,27 @@ fn killed_at_every_moment_of_a_pivot() {
     let cases = interrupted_everywhere(Strategy::Pivot, Interruption::Kill);
     assert!(cases > 1000, "{cases}");
 }
+
+const LESSER: [Interruption; 7] = [
+    Interruption::HostCrash,
+    Interruption::GuestStops,
+    Interruption::GuestRestarts,
+    Interruption::FailsBefore,
+    Interruption::FailsAfter,
+    Interruption::NotSaved,
+    Interruption::Partly,
+];
+
+#[test]
+fn something_goes_wrong_at_every_moment_of_a_rotation() {
+    for what in LESSER {
+        interrupted_everywhere(Strategy::Rotate, what);
+    }
+}
+
+#[test]
+fn something_goes_wrong_at_every_moment_of_a_pivot() {
+    for what in LESSER {
+        interrupted_everywhere(Strategy::Pivot, what);
+    }
+}

@@ -1,6 +1,7 @@
 //! The state machine against a scripted double of everything it acts on.
 
 mod every_step;
+mod foreign;
 mod host;
 mod images;
 mod jobs;
@@ -8,4 +9,5 @@ mod local;
 mod machine;
 mod repository;
 mod rig;
+mod scripts;
 mod world;

@@ -243,7 +243,13 @@ impl World {
             chain: self.starting_chain(&told),
             job: None,
         });
-        self.machine.process = Some(Process { disks: disks.collect(), frozen: false, freeze_pending: false });
+        let disks: Vec<_> = disks.collect();
+        // What is in use again is no copy of something lost.
+        let used = disks.iter().flat_map(|disk| &disk.chain);
+        for path in used {
+            self.must_survive.remove(&self.images.get(path).inode);
+        }
+        self.machine.process = Some(Process { disks, frozen: false, freeze_pending: false });
         if self.machine.agent == Mood::Stuck {
             self.machine.agent = Mood::Answers;
         }
@@ -261,11 +267,27 @@ impl World {
         self.forks(&process);
     }
 
+    /// The guest's agent behaves otherwise from now on. One that goes on does first what it was told before.
+    pub fn becomes(&mut self, mood: Mood) {
+        if self.machine.agent == Mood::Hangs && mood != Mood::Hangs {
+            if let Some(process) = &mut self.machine.process {
+                process.frozen |= std::mem::take(&mut process.freeze_pending) && mood != Mood::Dead;
+            }
+        }
+        self.machine.agent = mood;
+    }
+
     fn forks(&mut self, process: &Process) {
         self.forked = true;
+        let named: BTreeMap<_, _> = self.machine.persistent().into_iter().collect();
         for disk in &process.disks {
             let active = &disk.chain[0];
-            if self.machine.original(&disk.target).is_some_and(|original| original.path != *active) {
+            let original =
+                self.machine.original(&disk.target).is_some_and(|original| original.path == *active);
+            // An overlay that was left comes back, and hides what is in the layers below: nobody can help that.
+            let starts =
+                named.get(&disk.target).is_some_and(|layers| self.starting_chain(layers).contains(active));
+            if !original && !starts {
                 self.must_survive.insert(self.images.get(active).inode);
             }
         }
