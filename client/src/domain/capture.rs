@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 use underlay_store::id::RepositoryId;
-use underlay_store::snapshot::{Consistency, PrivateImage, PrivateMetadata};
+use underlay_store::snapshot::{PrivateImage, PrivateMetadata};
 
 use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
 use crate::hypervisor::Backing;
@@ -58,7 +58,7 @@ impl Capture for CaptureImages<'_> {
                 format: Some(image_format(&disk.layer)?),
                 allow_dirs: self.access.allow_dirs.clone(),
                 allow_files: disk.chain.iter().cloned().collect(),
-                keep_writers_out: frozen.consistency == Consistency::Offline,
+                keep_writers_out: !frozen.domain.is_running(),
                 ..OpenOptions::default()
             };
             images.push(image(&disk.target, &disk.layer));

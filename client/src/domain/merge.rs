@@ -149,6 +149,7 @@ impl Lifecycle<'_> {
 
     /// Merges a stopped domain's overlay into the layer that was frozen, and makes the domain start from that.
     pub(super) fn give_back_stopped(&self, domain: Domain, disk: &FrozenDisk) -> Result<(), DomainError> {
+        self.expect_not_saved(&domain)?;
         for path in [&disk.overlay, &disk.frozen.path] {
             self.expect_unused(&domain.name, path)?;
         }
@@ -248,8 +249,23 @@ impl Lifecycle<'_> {
         if domain.names_file(path) || !self.hands.exists(path)? {
             return Ok(None);
         }
+        if !domain.is_running() {
+            self.expect_not_saved(domain)?;
+        }
         self.expect_unused(&domain.name, path)?;
         self.hands.set_aside(path).map(Some)
+    }
+
+    /// Keeps the layers of a stopped domain as they are if its next start goes on with what its memory knew of them.
+    fn expect_not_saved(&self, domain: &Domain) -> Result<(), DomainError> {
+        match self.hands.is_saved(&domain.name)? {
+            true => Err(DomainError::Unsound {
+                domain: domain.name.clone(),
+                problem: "its memory is saved, and goes on with the layers that were active then".into(),
+                hint: "start it, then `underlay recover`".into(),
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Waits a moment for a file to be closed.

@@ -216,9 +216,19 @@ impl Lifecycle<'_> {
         selection: &Selection,
         capture: &dyn Capture,
     ) -> Result<DomainOutcome, DomainError> {
-        let frozen = frozen(domain, record, selection, Consistency::Offline);
+        let consistency = match self.hands.is_saved(&domain.name)? {
+            true => {
+                self.notice(
+                    &domain.name,
+                    "its memory is saved, and with it what its guest had not written: this backup is crash-consistent",
+                );
+                Consistency::Crash
+            }
+            false => Consistency::Offline,
+        };
+        let frozen = frozen(domain, record, selection, consistency);
         let outcome = self.hands.step(Step::Capture, || capture.capture(&frozen))?;
-        Ok(DomainOutcome { outcome, consistency: Consistency::Offline, strategy: None, unfinished: None })
+        Ok(DomainOutcome { outcome, consistency, strategy: None, unfinished: None })
     }
 
     /// Reads what was frozen and commits it.

@@ -145,6 +145,10 @@ impl<'a> Hands<'a> {
         self.hypervisor.domain(name)
     }
 
+    pub(super) fn is_saved(&self, domain: &str) -> Result<bool, HypervisorError> {
+        self.hypervisor.is_saved(domain)
+    }
+
     pub(super) fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {
         self.hypervisor.snapshots(domain)
     }

@@ -123,6 +123,9 @@ mod tests {
             }
         }
 
+        fn is_saved(&self, _: &str) -> Answer<bool> {
+            unreachable!()
+        }
         fn snapshots(&self, _: &str) -> Answer<Vec<String>> {
             unreachable!()
         }

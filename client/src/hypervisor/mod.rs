@@ -105,9 +105,7 @@ pub trait Hypervisor: Send + Sync {
 
     /// Whether the hypervisor keeps the memory of this stopped domain (`virsh managedsave`). Its next start goes on with the
     /// layers that were active then, whatever its definition says.
-    fn is_saved(&self, _domain: &str) -> Result<bool, HypervisorError> {
-        Ok(false)
-    }
+    fn is_saved(&self, domain: &str) -> Result<bool, HypervisorError>;
 
     /// Names of the snapshots the hypervisor keeps records of.
     fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError>;

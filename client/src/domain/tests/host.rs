@@ -174,6 +174,11 @@ impl Hypervisor for Host {
         world.domain().filter(|domain| domain.name == name).ok_or_else(missing)
     }
 
+    fn is_saved(&self, _: &str) -> Result<bool, HypervisorError> {
+        let world = self.ask()?;
+        Ok(world.saved && world.machine.process.is_none())
+    }
+
     fn snapshots(&self, _: &str) -> Result<Vec<String>, HypervisorError> {
         Ok(self.ask()?.known_snapshots.clone())
     }

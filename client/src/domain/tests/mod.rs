@@ -9,5 +9,6 @@ mod local;
 mod machine;
 mod repository;
 mod rig;
+mod saved;
 mod scripts;
 mod world;

@@ -92,6 +92,8 @@ pub(super) struct World {
     pub known_checkpoints: Vec<String>,
     pub domain_job: Option<String>,
     pub free: u64,
+    /// The memory of the stopped domain is kept.
+    pub saved: bool,
     pub size_factor: u64,
 }
 
@@ -145,6 +147,7 @@ impl World {
             known_checkpoints: Vec::new(),
             domain_job: None,
             free: 1 << 40,
+            saved: false,
             size_factor: BLOCK,
         };
         world.start();
