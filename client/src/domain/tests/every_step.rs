@@ -1,8 +1,10 @@
 //! Killed at every moment there is, one after the other.
 
+use std::collections::BTreeSet;
+
 use super::rig::Rig;
 use super::world::{Interruption, Layout};
-use crate::domain::{Quiesce, Strategy};
+use crate::domain::{Quiesce, Step, Strategy};
 
 /// What happens between being killed and being run again.
 #[derive(Clone, Copy, Debug)]
@@ -35,33 +37,115 @@ fn moments(layout: Layout, strategy: Strategy, earlier: usize) -> usize {
 fn layouts() -> impl Iterator<Item = (Layout, usize)> {
     let disks = [1, 2].into_iter();
     disks.flat_map(|disks| {
-        [false, true].into_iter().flat_map(move |raw| {
-            [0, 1, 2].map(|earlier| (Layout { disks, raw, ..Layout::default() }, earlier))
-        })
+        [false, true]
+            .into_iter()
+            .flat_map(move |raw| [0, 1].map(|earlier| (Layout { disks, raw, ..Layout::default() }, earlier)))
     })
 }
 
-fn interrupted_everywhere(strategy: Strategy, what: Interruption) -> usize {
+/// Interrupts a backup at each of its moments; how many cases there were, and what steps were taken.
+fn interrupted(
+    strategy: Strategy,
+    what: Interruption,
+    layout: Layout,
+    earlier: usize,
+    meanwhile: &[Meanwhile],
+) -> (usize, BTreeSet<Step>) {
+    let (mut cases, mut taken) = (0, BTreeSet::new());
+    for at in 0..moments(layout, strategy, earlier) {
+        for meanwhile in meanwhile {
+            let mut rig = prepared(layout, strategy, earlier);
+            rig.label = format!("{strategy:?} {earlier} {what:?} {at} {meanwhile:?}");
+            rig.interrupt(&[(at, what)]);
+            let _ = rig.backup(strategy, Quiesce::IfPossible);
+            if !matches!(meanwhile, Meanwhile::Nothing) {
+                rig.host.world().stop();
+            }
+            if matches!(meanwhile, Meanwhile::Restarts) {
+                rig.host.world().start();
+            }
+            rig.recover().unwrap().unwrap();
+            if strategy == Strategy::Pivot {
+                assert!(rig.is_given_back());
+            }
+            rig.finish(strategy);
+            cases += 1;
+            taken.append(&mut rig.host.world().taken);
+        }
+    }
+    (cases, taken)
+}
+
+fn killed_everywhere(strategy: Strategy) -> usize {
+    layouts()
+        .map(|(layout, earlier)| interrupted(strategy, Interruption::Kill, layout, earlier, &MEANWHILE).0)
+        .sum()
+}
+
+#[test]
+fn killed_at_every_moment_of_a_rotation() {
+    let cases = killed_everywhere(Strategy::Rotate);
+    assert!(cases > 1000, "{cases}");
+}
+
+#[test]
+fn killed_at_every_moment_of_a_pivot() {
+    let cases = killed_everywhere(Strategy::Pivot);
+    assert!(cases > 1000, "{cases}");
+}
+
+/// What goes wrong in other ways.
+fn something_goes_wrong(strategy: Strategy) {
+    let others = [
+        Interruption::HostCrash,
+        Interruption::GuestStops,
+        Interruption::GuestRestarts,
+        Interruption::FailsBefore,
+        Interruption::FailsAfter,
+        Interruption::NotSaved,
+        Interruption::Partly,
+    ];
+    for what in others {
+        let layout = Layout { disks: 2, ..Layout::default() };
+        interrupted(strategy, what, layout, 1, &[Meanwhile::Nothing, Meanwhile::Stops]);
+    }
+}
+
+#[test]
+fn something_goes_wrong_at_every_moment_of_a_rotation() {
+    something_goes_wrong(Strategy::Rotate);
+}
+
+#[test]
+fn something_goes_wrong_at_every_moment_of_a_pivot() {
+    something_goes_wrong(Strategy::Pivot);
+}
+
+#[test]
+fn nova_restarts_its_domain_at_every_moment() {
+    let layout = Layout { disks: 2, nova: true, ..Layout::default() };
+    interrupted(Strategy::Pivot, Interruption::NovaRestarts, layout, 1, &MEANWHILE);
+}
+
+/// Killed, and its recovery killed as well, at every pair of moments.
+fn killed_twice(strategy: Strategy) -> usize {
+    let layout = Layout::default();
     let mut cases = 0;
-    for (layout, earlier) in layouts() {
-        for at in 0..moments(layout, strategy, earlier) {
-            for meanwhile in MEANWHILE {
-                let mut rig = prepared(layout, strategy, earlier);
-                rig.label = format!("{strategy:?} {earlier} {what:?} {at} {meanwhile:?}");
-                rig.interrupt(&[(at, what)]);
-                let _ = rig.backup(strategy, Quiesce::IfPossible);
-                if !matches!(meanwhile, Meanwhile::Nothing) {
-                    rig.host.world().stop();
-                }
-                if matches!(meanwhile, Meanwhile::Restarts) {
-                    rig.host.world().start();
-                }
-                rig.recover().unwrap().unwrap();
-                if strategy == Strategy::Pivot {
-                    assert!(rig.is_given_back());
-                }
-                rig.finish(strategy);
-                cases += 1;
+    for first in 0..moments(layout, strategy, 1) {
+        for second in 0.. {
+            let mut rig = prepared(layout, strategy, 1);
+            rig.label = format!("{strategy:?} {first} {second}");
+            rig.interrupt(&[(first, Interruption::Kill)]);
+            assert!(rig.backup(strategy, Quiesce::IfPossible).is_none());
+            if first % 2 == 1 {
+                rig.host.world().stop();
+            }
+            rig.interrupt(&[(second, Interruption::Kill)]);
+            let recovered = rig.recover();
+            rig.finish(strategy);
+            cases += 1;
+            if recovered.is_some() {
+                break;
             }
         }
     }
@@ -69,37 +153,38 @@ fn interrupted_everywhere(strategy: Strategy, what: Interruption) -> usize {
 }
 
 #[test]
-fn killed_at_every_moment_of_a_rotation() {
-    let cases = interrupted_everywhere(Strategy::Rotate, Interruption::Kill);
+fn killed_again_at_every_moment_of_the_recovery() {
+    let cases = killed_twice(Strategy::Rotate) + killed_twice(Strategy::Pivot);
     assert!(cases > 1000, "{cases}");
 }
 
-#[test]
-fn killed_at_every_moment_of_a_pivot() {
-    let cases = interrupted_everywhere(Strategy::Pivot, Interruption::Kill);
-    assert!(cases > 1000, "{cases}");
-}
-
-const LESSER: [Interruption; 7] = [
-    Interruption::HostCrash,
-    Interruption::GuestStops,
-    Interruption::GuestRestarts,
-    Interruption::FailsBefore,
-    Interruption::FailsAfter,
-    Interruption::NotSaved,
-    Interruption::Partly,
-];
-
-#[test]
-fn something_goes_wrong_at_every_moment_of_a_rotation() {
-    for what in LESSER {
-        interrupted_everywhere(Strategy::Rotate, what);
+/// The next one, until there is none: a new step that is not in here does not compile.
+fn next(step: Step) -> Option<Step> {
+    match step {
+        Step::Record => Some(Step::Freeze),
+        Step::Freeze => Some(Step::Thaw),
+        Step::Thaw => Some(Step::Capture),
+        Step::Capture => Some(Step::Commit),
+        Step::Commit => Some(Step::CommitActive),
+        Step::CommitActive => Some(Step::Pivot),
+        Step::Pivot => Some(Step::CommitStopped),
+        Step::CommitStopped => Some(Step::Define),
+        Step::Define => Some(Step::Remember),
+        Step::Remember => Some(Step::Remove),
+        Step::Remove => Some(Step::SetAside),
+        Step::SetAside => None,
     }
 }
 
 #[test]
-fn something_goes_wrong_at_every_moment_of_a_pivot() {
-    for what in LESSER {
-        interrupted_everywhere(Strategy::Pivot, what);
+fn these_runs_take_every_step() {
+    let layout = Layout::default();
+    let mut taken = BTreeSet::new();
+    for strategy in [Strategy::Rotate, Strategy::Pivot] {
+        for what in [Interruption::Kill, Interruption::NotSaved, Interruption::FailsAfter] {
+            taken.extend(interrupted(strategy, what, layout, 1, &MEANWHILE).1);
+        }
     }
+    let all = std::iter::successors(Some(Step::Record), |step| next(*step));
+    assert!(all.eq(taken.into_iter()), "not all steps were taken");
 }

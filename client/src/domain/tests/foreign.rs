@@ -44,7 +44,8 @@ impl World {
 
     /// `qemu-img commit` of a stopped domain's active layer.
     pub fn commit_offline(&mut self) {
-        if self.machine.process.is_some() {
+        // Where a definition names layers that are none any more, it would bring them back above newer data.
+        if self.machine.process.is_some() || self.unsaved {
             return;
         }
         for (_, layers) in self.machine.persistent() {

@@ -208,7 +208,7 @@ impl Hypervisor for Host {
 
     fn agent_answers(&self, _: &str, _: Duration) -> Result<bool, HypervisorError> {
         let world = self.ask()?;
-        let answers = matches!(world.machine.agent, Mood::Answers | Mood::Refuses | Mood::Lies);
+        let answers = matches!(world.machine.agent, Mood::Answers | Mood::Refuses | Mood::Lies | Mood::Stuck);
         Ok(answers && world.machine.process.is_some() && !world.machine.frozen())
     }
 
@@ -309,6 +309,7 @@ impl Hypervisor for Host {
                 // The guest was started right now.
                 world.unsaved = true;
             }
+            world.may_leave |= world.machine.process.is_some();
             if fault == Some(Interruption::NotSaved) {
                 world.unsaved = true;
             } else if world.machine.inactive.is_some() {

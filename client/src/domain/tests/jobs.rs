@@ -61,10 +61,18 @@ impl World {
         let merged_above = disk.chain[top - 1].clone();
         self.images.change(&merged_above).backing = Some(base);
         let (top, base) = (job.top.clone(), job.base.clone());
+        let known = self
+            .machine
+            .persistent()
+            .into_iter()
+            .any(|(disk, layers)| disk == target && layers.iter().any(|layer| layer.path == base));
+        self.may_leave |= !known;
         self.follow(target, |layers| {
             let place = |path: &Path| layers.iter().position(|layer| layer.path == path);
-            if let (Some(top), Some(base)) = (place(&top), place(&base)) {
-                layers.drain(top..base);
+            match (place(&top), place(&base)) {
+                (Some(top), Some(base)) => drop(layers.drain(top..base)),
+                // libvirt forgets a chain that is not the one it runs with.
+                _ => layers.truncate(1),
             }
         });
     }

@@ -2,6 +2,7 @@
 
 mod every_step;
 mod foreign;
+mod guards;
 mod host;
 mod images;
 mod jobs;

@@ -168,7 +168,7 @@ impl Rig {
         if let Some(record) = &record {
             assert_eq!(record.operation, None, "something is still to be done");
         }
-        if world.foreign || world.unsaved || !world.must_survive.is_empty() {
+        if world.foreign || world.unsaved || world.may_leave || !world.must_survive.is_empty() {
             return;
         }
         let persistent = world.machine.persistent();

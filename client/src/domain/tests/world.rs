@@ -7,6 +7,7 @@ use underlay_store::id::Root;
 
 use super::images::{BLOCK, Content, Images};
 use super::machine::{LiveDisk, Machine, Mood, NAME, Process, Told};
+use crate::domain::Step;
 use crate::hypervisor::{Definition, Domain};
 use crate::state::Memo;
 
@@ -84,9 +85,14 @@ pub(super) struct World {
     pub foreign: bool,
     /// libvirt did not save a definition some time.
     pub unsaved: bool,
+    /// A definition was corrected so that it names no more than the active layer: if underlay is killed and the guest stopped right
+    /// then, nobody can tell from definitions any more whether a layer was merged, and its file stays.
+    pub may_leave: bool,
     /// The next definition will not be saved.
     pub lose_definition: bool,
     pub random: u64,
+    /// Steps taken.
+    pub taken: BTreeSet<Step>,
     // What guards look at.
     pub known_snapshots: Vec<String>,
     pub known_checkpoints: Vec<String>,
@@ -141,8 +147,10 @@ impl World {
             files_locked: false,
             foreign: false,
             unsaved: false,
+            may_leave: false,
             lose_definition: false,
             random: seed | 1,
+            taken: BTreeSet::new(),
             known_snapshots: Vec::new(),
             known_checkpoints: Vec::new(),
             domain_job: None,
@@ -253,9 +261,6 @@ impl World {
             self.must_survive.remove(&self.images.get(path).inode);
         }
         self.machine.process = Some(Process { disks, frozen: false, freeze_pending: false });
-        if self.machine.agent == Mood::Stuck {
-            self.machine.agent = Mood::Answers;
-        }
         self.guest_writes();
         self.forked = false;
     }
