@@ -254,7 +254,9 @@ fn tell(app: &App, attempts: Vec<Attempt>) -> Result<(), Failure> {
         }
     }
     match app.cancel.load(Ordering::Relaxed) {
-        true if failures.is_empty() => Err(Failure::from(underlay_store::Error::Interrupted)),
+        true if failures.is_empty() => {
+            Err(Failure::from(underlay_store::Error::Interrupted).keep_stdout_clean())
+        }
         _ => end(failures, total, unfinished),
     }
 }
