@@ -113,9 +113,26 @@ impl Machine {
 /// Values of the attributes that virsh prints one a line, in the order of the document.
 fn attributes(printed: &str) -> Vec<String> {
     let quoted = printed.lines().filter_map(|line| line.split_once("=\"")?.1.strip_suffix('"'));
-    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&amp;", "&")];
-    let plain = |text: &str| entities.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
     quoted.map(plain).collect()
+}
+
+/// What an attribute's text stands for. virsh writes some characters by name, and by number what is not ASCII.
+fn plain(text: &str) -> String {
+    let mut parts = text.split('&');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once(';').unwrap_or((part, ""));
+        let number = name.strip_prefix("#x").and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        match name {
+            "lt" => plain.push('<'),
+            "gt" => plain.push('>'),
+            "quot" => plain.push('"'),
+            "amp" => plain.push('&'),
+            _ => plain.extend(number.and_then(char::from_u32)),
+        }
+        plain.push_str(rest);
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -124,7 +141,7 @@ mod tests {
 
     #[test]
     fn attributes_are_read_as_virsh_prints_them() {
-        let printed = " file=\"/a &amp;lt; b=c\"\n dev=\"/dev/d\"\n\n";
-        assert_eq!(attributes(printed), ["/a &lt; b=c", "/dev/d"]);
+        let printed = " file=\"/a &amp;lt; b=c\"\n dev=\"/dev/&#xE9;&quot;&#x2603;\"\n\n";
+        assert_eq!(attributes(printed), ["/a &lt; b=c", "/dev/é\"☃"]);
     }
 }
