@@ -236,7 +236,6 @@ fn guest_left_frozen_by_a_killed_backup_is_thawed_by_recovery() {
         // As libvirtd leaves it when it dies in the middle.
         place.host.libvirtd.virsh(["domfsfreeze", "web"]).unwrap();
         let actions = place.host.recover().unwrap();
-        println!("{moment}: {}", actions.join("; "));
         assert!(actions.iter().any(|action| action.contains("were thawed")), "{actions:?}");
         place.expect_thawed();
         place.expect_quiesced();
