@@ -1,7 +1,7 @@
 //! A running guest under libvirt: three points in time, each of them whole, while the guest runs on; and what administrators do
 //! between backups.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

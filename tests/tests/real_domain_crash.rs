@@ -1,7 +1,7 @@
 //! underlay killed at every step of a backup of a running guest, QEMU killed while it merges, libvirtd killed and restarted: afterwards
 //! the guest's data is intact, the chain short, and the next backup exact.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;

@@ -58,7 +58,9 @@ fn only_the_hypervisor_room_reads_xml_and_starts_programs() {
 fn steps_that_change_domains_cannot_be_left_out() {
     no_source("acts on a domain without naming the step: use `Hands`", |source| {
         let room = source.is_in("client/src/domain") && !source.is_in("client/src/domain/steps");
-        room && ["hypervisor", "layers", "journal"].iter().any(|part| source.code.contains(&format!("hands.{part}.")))
+        room && ["hypervisor", "layers", "journal"]
+            .iter()
+            .any(|part| source.code.contains(&format!("hands.{part}.")))
     });
 }
 

@@ -108,7 +108,7 @@ mod tests {
         let record = DomainRecord::new("web", "8ba6a0f4-0000-4000-8000-000000000001");
         journal.store(&record).unwrap();
         assert_eq!(journal.load(&record.uuid).unwrap(), Some(record.clone()));
-        assert_eq!(journal.all().unwrap(), [record.clone()]);
+        assert_eq!(journal.all().unwrap(), std::slice::from_ref(&record));
         let lock = journal.lock(&record.uuid).unwrap();
         assert!(lock.is_some() && journal.lock(&record.uuid).unwrap().is_none());
         drop(lock);

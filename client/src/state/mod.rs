@@ -1,4 +1,5 @@
-//! What this host remembers between backups. Losing it costs reading, never correctness.
+//! What this host remembers between backups. Losing memos costs reading, never correctness. The journal must not be lost while a
+//! backup runs: it says which overlays to merge and which guest to thaw.
 
 mod journal;
 mod memo;

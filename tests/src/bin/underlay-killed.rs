@@ -25,7 +25,8 @@ impl Observer for Killer {
             Moment::After => "after",
         };
         if let Some(path) = &self.steps {
-            let mut file = OpenOptions::new().append(true).create(true).open(path).expect("a file for the steps");
+            let mut file =
+                OpenOptions::new().append(true).create(true).open(path).expect("a file for the steps");
             writeln!(file, "{step:?} {moment}").expect("room for the steps");
         }
         if self.at == Some(self.seen.fetch_add(1, Ordering::Relaxed)) {

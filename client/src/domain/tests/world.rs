@@ -277,10 +277,11 @@ impl World {
 
     /// The guest's agent behaves otherwise from now on. One that goes on does first what it was told before.
     pub fn becomes(&mut self, mood: Mood) {
-        if self.machine.agent == Mood::Hangs && mood != Mood::Hangs {
-            if let Some(process) = &mut self.machine.process {
-                process.frozen |= std::mem::take(&mut process.freeze_pending) && mood != Mood::Dead;
-            }
+        if self.machine.agent == Mood::Hangs
+            && mood != Mood::Hangs
+            && let Some(process) = &mut self.machine.process
+        {
+            process.frozen |= std::mem::take(&mut process.freeze_pending) && mood != Mood::Dead;
         }
         self.machine.agent = mood;
     }
