@@ -7,6 +7,7 @@ use super::App;
 use super::backup_domain::{Connection, Host};
 use super::report::{FAILED, Failure, IN_PART};
 use super::text::say;
+use crate::domain::Recovered;
 
 /// Bring the disks of domains in order after an interrupted backup.
 ///
@@ -29,17 +30,17 @@ impl Recover {
         let done = lifecycle.recover(self.domain.as_deref())?;
         let total = done.len();
         let (mut failures, mut documents, mut acted) = (Vec::new(), Vec::new(), false);
-        for (domain, result) in done {
-            match result.map_err(Failure::from) {
+        for Recovered { domain, actions } in done {
+            match actions.map_err(Failure::from) {
                 Err(failure) => {
                     documents.push(failure.document(&domain));
                     failures.push(failure);
                 }
-                Ok(recovered) => {
-                    acted |= !recovered.actions.is_empty();
-                    documents.push(json!({ "domain": domain, "actions": recovered.actions }));
+                Ok(actions) => {
+                    acted |= !actions.is_empty();
+                    documents.push(json!({ "domain": domain, "actions": actions }));
                     if !app.global.json {
-                        recovered.actions.iter().try_for_each(|action| say(format!("{domain}: {action}")))?;
+                        actions.iter().try_for_each(|action| say(format!("{domain}: {action}")))?;
                     }
                 }
             }

@@ -21,13 +21,13 @@ use super::{DomainError, Lifecycle};
 /// A domain can stop or start while it is brought in order; then it is looked at again.
 const LOOKS: usize = 5;
 
-/// What was done for one domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What became of one domain.
+#[derive(Debug)]
 pub struct Recovered {
     /// Its name.
     pub domain: String,
     /// What was done, a sentence each; empty if nothing had to be.
-    pub actions: Vec<String>,
+    pub actions: Result<Vec<String>, DomainError>,
 }
 
 impl Lifecycle<'_> {
@@ -36,52 +36,55 @@ impl Lifecycle<'_> {
     ///
     /// # Errors
     /// Only what keeps all of them from being looked at.
-    pub fn recover(
-        &self,
-        only: Option<&str>,
-    ) -> Result<Vec<(String, Result<Recovered, DomainError>)>, DomainError> {
+    pub fn recover(&self, only: Option<&str>) -> Result<Vec<Recovered>, DomainError> {
         let mut done = Vec::new();
         for record in self.hands.records()? {
             let name = match self.hands.domain(&record.name) {
-                Ok(domain) if domain.uuid == record.uuid => domain.name,
-                Ok(_) | Err(HypervisorError::NoDomain { .. }) => match self.renamed(&record)? {
-                    Some(name) => name,
-                    None => {
-                        if record.operation.is_some() && only.is_none_or(|only| only == record.name) {
-                            done.push((record.name.clone(), Err(gone(&record))));
-                        }
-                        continue;
-                    }
-                },
+                Ok(domain) if domain.uuid == record.uuid => Some(domain.name),
+                Ok(_) | Err(HypervisorError::NoDomain { .. }) if record.operation.is_none() => continue,
+                Ok(_) | Err(HypervisorError::NoDomain { .. }) => self.hands.name_of(&record.uuid)?,
                 Err(error) => return Err(error.into()),
             };
-            if only.is_none_or(|only| only == name) {
-                done.push((name.clone(), self.recover_domain(&name)));
+            let domain = name.as_ref().unwrap_or(&record.name).clone();
+            if only.is_none_or(|only| only == domain) {
+                let actions = match &name {
+                    Some(name) => self.recover_domain(name),
+                    None => self.recover_gone(&record.uuid, &domain),
+                };
+                done.push(Recovered { domain, actions });
             }
         }
         if let (Some(only), true) = (only, done.is_empty()) {
-            let domain = self.hands.domain(only)?;
-            done.push((domain.name.clone(), Ok(Recovered { domain: domain.name, actions: Vec::new() })));
+            let domain = self.hands.domain(only)?.name;
+            done.push(Recovered { domain, actions: Ok(Vec::new()) });
         }
         Ok(done)
     }
 
-    /// The name that a recorded domain has now.
-    fn renamed(&self, record: &DomainRecord) -> Result<Option<String>, DomainError> {
-        if record.operation.is_none() {
-            return Ok(None);
-        }
-        for name in self.hands.domains()? {
-            match self.hands.domain(&name) {
-                Ok(domain) if domain.uuid == record.uuid => return Ok(Some(name)),
-                Ok(_) | Err(HypervisorError::NoDomain { .. }) => {}
-                Err(error) => return Err(error.into()),
+    /// A domain that is not defined any more: its files are left alone, and named for as long as they are there.
+    fn recover_gone(&self, uuid: &str, name: &str) -> Result<Vec<String>, DomainError> {
+        let _lock = self.hands.lock(uuid)?.ok_or_else(|| DomainError::Busy { domain: name.to_owned() })?;
+        let Some(mut record) = self.hands.load(uuid)? else { return Ok(Vec::new()) };
+        let Some(operation) = &record.operation else { return Ok(Vec::new()) };
+        let mut left = Vec::new();
+        for disk in &operation.disks {
+            let merged = disk.merge.iter().flat_map(|merge| &merge.overlays);
+            for overlay in std::iter::once(&disk.overlay).chain(merged) {
+                if self.hands.exists(overlay)? {
+                    left.push(overlay.display().to_string());
+                }
             }
         }
-        Ok(None)
+        if !left.is_empty() {
+            return Err(gone(name, &left));
+        }
+        record.operation = None;
+        record.thaw_pending = false;
+        self.hands.store(&record)?;
+        Ok(vec!["it is not defined any more, and nothing is left of its interrupted backup".to_owned()])
     }
 
-    fn recover_domain(&self, name: &str) -> Result<Recovered, DomainError> {
+    fn recover_domain(&self, name: &str) -> Result<Vec<String>, DomainError> {
         let domain = self.hands.domain(name)?;
         let _lock = self.lock(&domain)?;
         let mut record = self.record(&domain)?;
@@ -90,7 +93,7 @@ impl Lifecycle<'_> {
         if interrupted && actions.is_empty() {
             actions.push("an interrupted backup had changed nothing yet".to_owned());
         }
-        Ok(Recovered { domain: domain.name, actions })
+        Ok(actions)
     }
 
     /// Brings one domain to a sound state; what was done. The caller holds the lock.
@@ -309,15 +312,14 @@ fn note_overlay(record: &mut DomainRecord, disk: &FrozenDisk) {
     }
 }
 
-fn gone(record: &DomainRecord) -> DomainError {
-    let disks = record.operation.iter().flat_map(|operation| &operation.disks);
-    let overlays: Vec<_> = disks.map(|disk| disk.overlay.display().to_string()).collect();
+fn gone(name: &str, left: &[String]) -> DomainError {
     DomainError::Unsound {
-        domain: record.name.clone(),
+        domain: name.to_owned(),
         problem: format!(
-            "it is not defined any more, and a backup of it was interrupted; the guest may have written to {}",
-            overlays.join(", ")
+            "this hypervisor does not know it any more, and a backup of it was interrupted; the guest may have written to {}",
+            left.join(", ")
         ),
-        hint: "these files were left alone; define the domain again with them, or remove them if it is gone for good".into(),
+        hint: "is it another hypervisor's (--connect)? If not, define it again with these files, or remove them if it is gone for good"
+            .into(),
     }
 }

@@ -137,8 +137,8 @@ impl<'a> Hands<'a> {
         Self { hypervisor, layers, journal, observer }
     }
 
-    pub(super) fn domains(&self) -> Result<Vec<String>, HypervisorError> {
-        self.hypervisor.domains()
+    pub(super) fn name_of(&self, uuid: &str) -> Result<Option<String>, HypervisorError> {
+        self.hypervisor.name_of(uuid)
     }
 
     pub(super) fn domain(&self, name: &str) -> Result<Domain, HypervisorError> {

@@ -4,7 +4,7 @@ use underlay_store::snapshot::Consistency;
 
 use super::machine::{Copying, Mood, NAME};
 use super::rig::Rig;
-use super::world::{Layout, World};
+use super::world::{Interruption, Layout, World};
 use crate::domain::{DomainError, Quiesce, Strategy, Wishes};
 
 /// What is said, and what can be done, when a backup of a domain made like this is wanted.
@@ -250,6 +250,34 @@ fn a_freeze_that_comes_late_is_thawed() {
     assert!(rig.recover().unwrap().is_err(), "it does not answer");
     rig.host.world().machine.agent = Mood::Answers;
     let recovered = rig.recover().unwrap().unwrap();
-    assert_eq!(recovered.actions, ["the guest's file systems were thawed"]);
+    assert_eq!(recovered, ["the guest's file systems were thawed"]);
     assert!(!rig.host.world().machine.frozen());
+}
+
+#[test]
+fn what_is_left_of_a_domain_that_is_gone_is_named_until_it_is_removed() {
+    let rig = Rig::new(Layout::default(), 6);
+    rig.backup(Strategy::Rotate, Quiesce::IfPossible).unwrap().unwrap();
+    rig.interrupt(&[(40, Interruption::Kill)]);
+    assert!(rig.backup(Strategy::Rotate, Quiesce::IfPossible).is_none());
+    let recover = || rig.run(|lifecycle| lifecycle.recover(None)).unwrap().unwrap();
+    let left: Vec<_> = {
+        let mut world = rig.host.world();
+        (world.machine.process, world.machine.inactive) = (None, None);
+        world
+            .images
+            .files
+            .keys()
+            .filter(|path| path.to_str().unwrap().contains("underlay"))
+            .cloned()
+            .collect()
+    };
+    let error = recover().remove(0).actions.unwrap_err().to_string();
+    assert!(
+        left.len() > 1 && left.iter().all(|path| error.contains(path.to_str().unwrap())),
+        "{error} {left:?}"
+    );
+    rig.host.world().images.files.retain(|path, _| !left.contains(path));
+    assert_eq!(recover().remove(0).actions.unwrap().len(), 1);
+    assert!(recover().is_empty());
 }

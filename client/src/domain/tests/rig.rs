@@ -13,9 +13,7 @@ use super::host::{Host, Killed};
 use super::machine::{Mood, NAME, UUID};
 use super::world::{BASE, Interruption, Layout, World};
 use crate::domain::record::DomainRecord;
-use crate::domain::{
-    DomainError, DomainOutcome, Hands, Lifecycle, Patience, Quiesce, Recovered, Strategy, Wishes,
-};
+use crate::domain::{DomainError, DomainOutcome, Hands, Lifecycle, Patience, Quiesce, Strategy, Wishes};
 
 /// Nobody has to wait for the double.
 const PATIENCE: Patience = Patience {
@@ -117,11 +115,11 @@ impl Rig {
         result
     }
 
-    pub fn recover(&self) -> Option<Result<Recovered, DomainError>> {
+    pub fn recover(&self) -> Option<Result<Vec<String>, DomainError>> {
         let done = self.run(|lifecycle| lifecycle.recover(Some(NAME)))?;
         self.check();
         let result = match done {
-            Ok(mut done) => done.remove(0).1,
+            Ok(mut done) => done.remove(0).actions,
             Err(error) => Err(error),
         };
         if result.is_ok() {
@@ -210,7 +208,7 @@ impl Rig {
         self.recover().expect("nobody kills it").expect("it comes in order");
         self.check();
         let again = self.recover().expect("nobody kills it").expect("it is in order");
-        assert!(again.actions.is_empty(), "something was left to do: {:?}", again.actions);
+        assert!(again.is_empty(), "something was left to do: {again:?}");
         for round in 1..=3 {
             let done = self.backup(strategy, Quiesce::IfPossible).expect("nobody kills it");
             if let (Err(DomainError::Refused { reason, .. }), true) = (&done, self.host.world().unsaved) {
