@@ -255,9 +255,15 @@ fn a_stopped_domain_cannot_be_started_while_it_is_read() {
     let told = web.start().unwrap_err().to_string();
     assert!(told.contains("lock"), "{told}");
     assert_eq!(place.files(), [disk.as_path()], "no overlay is made");
-    // Another one at the same time.
-    place
-        .refused(&["--domain", "web"], &["another underlay is working on it", "hint: wait until it is done"]);
+    // Another one at the same time, whatever its repository: the one that is held may have locked its own.
+    let folder = place.libvirtd.folder().join("other");
+    fs::create_dir(&folder).unwrap();
+    let other = Underlay::init(folder.join("repo").to_str().unwrap(), &folder).unwrap();
+    let mut busy = other.command(["backup", "--domain", "web", "--connect", place.libvirtd.uri()]);
+    let busy = output(busy.env("UNDERLAY_STATE_DIR", place.underlay.state())).unwrap();
+    assert_eq!(busy.status.code(), Some(1), "{}", complaint(&busy));
+    let expected = ["another underlay is working on it", "hint: wait until it is done"];
+    assert!(expected.iter().all(|part| complaint(&busy).contains(part)), "{}", complaint(&busy));
     let done = held.let_go();
     assert_eq!(done.status.code(), Some(0), "{}", complaint(&done));
     let told = answer(&done).unwrap();
