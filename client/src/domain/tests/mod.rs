@@ -8,6 +8,7 @@ mod images;
 mod jobs;
 mod local;
 mod machine;
+mod others;
 mod repository;
 mod rig;
 mod saved;
