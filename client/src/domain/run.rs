@@ -111,12 +111,25 @@ impl Lifecycle<'_> {
         });
         let (consistency, outcome) = match read {
             Ok(read) => read,
-            Err(error) => return Err(self.unwind(name, &mut record, error)),
+            Err(error) => {
+                let error = self.unwind(name, &mut record, error);
+                self.thaw_at_last(name, &mut record);
+                return Err(error);
+            }
         };
         let together = self.bring_together(name, &mut record, &outcome, capture.repository(), wishes);
         let thawed = if record.thaw_pending { self.thaw(name, &mut record) } else { Ok(()) };
         let unfinished = together.and(thawed).err();
         Ok(DomainOutcome { outcome, consistency, strategy: Some(strategy), unfinished })
+    }
+
+    /// A guest that may still be frozen when its backup has failed is told of, for the error says something else.
+    fn thaw_at_last(&self, name: &str, record: &mut DomainRecord) {
+        if record.thaw_pending
+            && let Err(error) = self.thaw(name, record)
+        {
+            self.notice(name, &error.to_string());
+        }
     }
 
     /// What a backup would do. Changes nothing.
@@ -226,12 +239,11 @@ impl Lifecycle<'_> {
             }
             false => Consistency::Offline,
         };
-        let frozen = frozen(domain, record, selection, consistency);
-        let outcome = self.hands.step(Step::Capture, || capture.capture(&frozen))?;
+        let outcome = self.read_frozen(domain, record, selection, consistency, capture)?;
         Ok(DomainOutcome { outcome, consistency, strategy: None, unfinished: None })
     }
 
-    /// Reads what was frozen and commits it.
+    /// Reads what nobody writes to now and commits it.
     fn read_frozen(
         &self,
         domain: &Domain,

@@ -1,11 +1,13 @@
 //! What keeps a backup from beginning, and how the guest's agent takes part.
 
+use underlay_store::id::RepositoryId;
 use underlay_store::snapshot::Consistency;
 
 use super::machine::{Copying, Mood, NAME};
 use super::rig::Rig;
 use super::world::{Interruption, Layout, World};
-use crate::domain::{DomainError, Quiesce, Strategy, Wishes};
+use crate::backup::Outcome;
+use crate::domain::{Capture, DomainError, Frozen, Lifecycle, Quiesce, Strategy, Wishes};
 
 /// What is said, and what can be done, when a backup of a domain made like this is wanted.
 fn refusal(layout: Layout, wishes: &Wishes, make: impl FnOnce(&mut World)) -> (String, String) {
@@ -252,6 +254,32 @@ fn a_freeze_that_comes_late_is_thawed() {
     let recovered = rig.recover().unwrap().unwrap();
     assert_eq!(recovered, ["the guest's file systems were thawed"]);
     assert!(!rig.host.world().machine.frozen());
+}
+
+/// A repository that takes nothing.
+struct Full;
+
+impl Capture for Full {
+    fn repository(&self) -> RepositoryId {
+        RepositoryId::new([0; 16])
+    }
+
+    fn capture(&self, _: &Frozen<'_>) -> Result<Outcome, DomainError> {
+        Err(DomainError::Busy { domain: "the repository".into() })
+    }
+}
+
+#[test]
+fn thawing_is_tried_again_after_a_backup_that_failed() {
+    let rig = Rig::new(Layout::default(), 7);
+    rig.host.world().machine.agent = Mood::Stuck;
+    let backup = |lifecycle: &Lifecycle<'_>| {
+        lifecycle.backup(NAME, &Wishes::default(), Quiesce::IfPossible, &Full).unwrap_err()
+    };
+    assert!(matches!(rig.run(backup).unwrap(), DomainError::Busy { .. }));
+    let notices = rig.notices.0.lock().unwrap();
+    let told = notices.iter().filter(|notice| notice.contains("file systems may be frozen"));
+    assert_eq!(told.count(), 2, "{notices:?}");
 }
 
 #[test]
