@@ -79,6 +79,7 @@ impl Lifecycle<'_> {
                 return Err(failure.unwrap_or_else(|| not_merged(name, disk)));
             }
             if self.settle(name, &disk.target)? != Settled::Nothing {
+                merged_here = false;
                 continue;
             }
             as_read |= self.are_what_was_read(disk, merge, &chain);
