@@ -26,6 +26,15 @@ impl FileJournal {
         self.folder.join(format!("{}.{ending}", uuid.chars().map(safe).collect::<String>()))
     }
 
+    /// A record is durable only if its folder is.
+    fn make_folder(&self) -> Result<(), Error> {
+        if !self.folder.is_dir() {
+            fs::create_dir_all(&self.folder)?;
+            self.folder.parent().map_or(Ok(()), |state| File::open(state)?.sync_all())?;
+        }
+        Ok(())
+    }
+
     fn read(path: &Path) -> Result<Option<DomainRecord>, StateError> {
         let failed = |source| StateError { action: "read", path: path.to_owned(), source };
         let text = match fs::read(path) {
@@ -72,7 +81,7 @@ impl Journal for FileJournal {
         let path = self.path(&record.uuid, "json");
         let partial = self.path(&record.uuid, "partial");
         let write = || {
-            fs::create_dir_all(&self.folder)?;
+            self.make_folder()?;
             let mut file = File::create(&partial)?;
             serde_json::to_writer_pretty(&mut file, record)?;
             file.write_all(b"\n")?;
@@ -86,7 +95,7 @@ impl Journal for FileJournal {
     fn lock(&self, uuid: &str) -> Result<Option<Box<dyn Send>>, StateError> {
         let path = self.path(uuid, "lock");
         let failed = |source| StateError { action: "lock", path: path.clone(), source };
-        fs::create_dir_all(&self.folder).map_err(failed)?;
+        self.make_folder().map_err(failed)?;
         let file = File::create(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(file))),
