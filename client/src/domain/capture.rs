@@ -115,8 +115,14 @@ impl CaptureImages<'_> {
         let Some(path) = definition.firmware.as_ref().and_then(|firmware| firmware.nvram.clone()) else {
             return Ok(None);
         };
-        if !fs::exists(&path).map_err(failed("look for", &path))? {
-            // libvirt makes it from its template at the first start.
+        let is_file = path.is_absolute();
+        if !is_file || !fs::exists(&path).map_err(failed("look for", &path))? {
+            // libvirt makes the file from its template at the first start.
+            if !is_file || frozen.domain.is_running() {
+                let (name, path) = (&frozen.domain.name, path.display());
+                let notice = format!("{name}: no file has its firmware's variables ({path}): they are not backed up");
+                self.environment.progress.notice(&notice);
+            }
             return Ok(None);
         }
         let read = || fs::read(&path).map_err(failed("read", &path));
