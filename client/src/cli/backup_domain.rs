@@ -103,7 +103,7 @@ impl DomainOptions {
         let host = Host::new(app, &self.connection);
         let names = self.names(&host, backup)?;
         if self.dry_run {
-            return self.dry_run(app, &host, &names);
+            return self.dry_run(app, &host, backup, &names);
         }
         let attempts = self.back_up(app, &host, backup, names)?;
         app.progress.finish();
@@ -116,18 +116,24 @@ impl DomainOptions {
         names.retain(|name| seen.insert(name.clone()));
         match (backup.vm(), names.as_slice()) {
             (Some(_), [_, _, ..]) => {
-                return Err(Failure::usage("--vm names one machine, and several domains are given"));
+                Err(Failure::usage("--vm names one machine, and several domains are given"))
             }
-            (Some(vm), _) => validate::vm_name(vm)?,
-            (None, names) => {
-                for name in names {
-                    validate::vm_name(name).map_err(|error| {
-                        Failure::from(error).hint("give it another name in the repository with --vm NAME")
-                    })?;
-                }
-            }
+            (Some(vm), _) => Ok(validate::vm_name(vm).map(|()| names)?),
+            (None, _) => Ok(names),
         }
-        Ok(names)
+    }
+
+    /// Refuses a domain that cannot be called in the repository what it is called, before anything of it is touched. It keeps
+    /// nobody from the others.
+    fn check_name(backup: &Backup, domain: &str) -> Result<(), Failure> {
+        match backup.vm() {
+            Some(_) => Ok(()),
+            None => validate::vm_name(domain).map_err(|error| {
+                Failure::from(error).hint(format!(
+                    "give it another name in the repository: `underlay backup --domain {domain:?} --vm NAME`"
+                ))
+            }),
+        }
     }
 
     fn wishes(&self) -> Result<Wishes, Failure> {
@@ -181,7 +187,9 @@ impl DomainOptions {
             loop {
                 let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some((at, domain)) = next.filter(|_| !app.cancel.load(Ordering::Relaxed)) else { break };
-                let result = lifecycle.backup(&domain, &wishes, quiesce, &capture).map_err(Failure::from);
+                let result = Self::check_name(backup, &domain).and_then(|()| {
+                    lifecycle.backup(&domain, &wishes, quiesce, &capture).map_err(Failure::from)
+                });
                 done.lock().unwrap_or_else(PoisonError::into_inner).push((at, Attempt { domain, result }));
             }
         };
@@ -195,13 +203,15 @@ impl DomainOptions {
         Ok(done.into_iter().map(|(_, attempt)| attempt).collect())
     }
 
-    fn dry_run(&self, app: &App, host: &Host, names: &[String]) -> Result<(), Failure> {
+    fn dry_run(&self, app: &App, host: &Host, backup: &Backup, names: &[String]) -> Result<(), Failure> {
         let lifecycle = host.lifecycle(&*app.observer, &*app.progress);
         let wishes = self.wishes()?;
         let mut failures = Vec::new();
         let mut intents = Vec::new();
         for name in names {
-            match lifecycle.intent(name, &wishes).map_err(Failure::from) {
+            let intent = Self::check_name(backup, name)
+                .and_then(|()| lifecycle.intent(name, &wishes).map_err(Failure::from));
+            match intent {
                 Ok(intent) => intents.push(intent),
                 Err(failure) => failures.push((name, failure)),
             }
