@@ -117,9 +117,7 @@ pub struct CapturedDisk {
 /// A layer as it was backed up.
 #[derive(Clone, Debug)]
 pub struct CapturedLayer {
-    /// Its file.
-    pub path: std::path::PathBuf,
-    /// What the file was.
+    /// What its file was.
     pub identity: crate::image::LayerIdentity,
     /// What the disk holds as seen at this layer.
     pub root: Root,
@@ -327,10 +325,9 @@ fn layers(
     let root = *roots.last().ok_or(BackupError::NoDisk)?;
     // The base alone is kept alive by itself: layers between base and top are superseded by what is committed into them.
     let layers = if roots.len() > 1 { vec![roots[0]] } else { Vec::new() };
-    let captured = (0..chain.len()).zip(&roots).map(|(index, root)| {
-        let layer = chain.layer(index);
-        Ok(CapturedLayer { path: layer.path().to_owned(), identity: layer.identity()?, root: *root })
-    });
+    let captured = (0..chain.len())
+        .zip(&roots)
+        .map(|(index, root)| Ok(CapturedLayer { identity: chain.layer(index).identity()?, root: *root }));
     let captured =
         CapturedDisk { name: source.name.clone(), layers: captured.collect::<Result<_, BackupError>>()? };
     Ok(Done { disk: Disk { name: source.name.clone(), root, layers }, captured, memos, known: known.len() })

@@ -120,7 +120,8 @@ impl CaptureImages<'_> {
             // libvirt makes the file from its template at the first start.
             if !is_file || frozen.domain.is_running() {
                 let (name, path) = (&frozen.domain.name, path.display());
-                let notice = format!("{name}: no file has its firmware's variables ({path}): they are not backed up");
+                let notice =
+                    format!("{name}: no file has its firmware's variables ({path}): they are not backed up");
                 self.environment.progress.notice(&notice);
             }
             return Ok(None);

@@ -59,7 +59,7 @@ impl World {
                 }
             };
             read.content = self.trees[&root].clone();
-            read.captured.layers.push(CapturedLayer { path: path.clone(), identity, root });
+            read.captured.layers.push(CapturedLayer { identity, root });
         }
         read
     }
