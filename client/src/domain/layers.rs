@@ -75,6 +75,10 @@ impl Layers for LocalLayers {
         Ok(chain.layer(chain.len() - 1).identity()?)
     }
 
+    fn flush(&self, path: &Path) -> Result<(), DomainError> {
+        fs::File::open(path).and_then(|file| file.sync_all()).map_err(failed("flush", path))
+    }
+
     fn remember(
         &self,
         layer: &Backing,

@@ -68,6 +68,8 @@ impl Lifecycle<'_> {
                     self.remember(name, merge, &chain, content);
                 }
                 let domain = self.correct_chain(domain, disk, merge)?;
+                // QEMU does not wait until the overlay's header, which names another layer now, has come to rest.
+                self.hands.flush(&disk.overlay)?;
                 self.remove_unused_all(&domain, &merge.overlays)?;
                 return Ok(Merging::Done);
             }

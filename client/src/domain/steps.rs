@@ -85,6 +85,8 @@ pub trait Layers: Send + Sync {
     fn free_space(&self, folder: &Path) -> Result<FreeSpace, DomainError>;
     /// What the layer's file is now.
     fn identity(&self, layer: &Backing, chain: &BTreeSet<PathBuf>) -> Result<LayerIdentity, DomainError>;
+    /// Makes durable whatever was written to a file, by whomever.
+    fn flush(&self, path: &Path) -> Result<(), DomainError>;
     /// Remembers that `layer` now holds what was read as `content`.
     fn remember(
         &self,
@@ -191,6 +193,10 @@ impl<'a> Hands<'a> {
         chain: &BTreeSet<PathBuf>,
     ) -> Result<LayerIdentity, DomainError> {
         self.layers.identity(layer, chain)
+    }
+
+    pub(super) fn flush(&self, path: &Path) -> Result<(), DomainError> {
+        self.layers.flush(path)
     }
 
     pub(super) fn records(&self) -> Result<Vec<DomainRecord>, StateError> {

@@ -73,6 +73,10 @@ impl Layers for Host {
         }
     }
 
+    fn flush(&self, path: &Path) -> Result<(), DomainError> {
+        self.ask().map(drop).map_err(|error| file_error("flush", path, error))
+    }
+
     fn remember(
         &self,
         layer: &Backing,
