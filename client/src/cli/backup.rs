@@ -37,7 +37,7 @@ use crate::state::{Memos, state_directory};
                         underlay backup --vm db vda=/vm/db.qcow2 vdb=/vm/db-data.raw\n  \
                         underlay backup --vm web --allow-dir /vm/base /vm/web.qcow2")]
 pub(super) struct Backup {
-    /// The machine's name in the repository; that of a domain is its own, unless this says otherwise
+    /// The machine's name in the repository; without it, the domain's own
     #[arg(long, value_name = "NAME", required_unless_present_any = ["domain", "all"], conflicts_with = "all")]
     vm: Option<String>,
     /// Its disks, as PATH or DISK=PATH; without names they are vda, vdb, …

@@ -36,7 +36,7 @@ pub(super) struct DomainOptions {
     /// A domain, running or not; can be given several times
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
-    /// All domains
+    /// All domains that the hypervisor has, running or not
     #[arg(long, conflicts_with = "domain")]
     all: bool,
     #[command(flatten)]

@@ -33,7 +33,7 @@ pub(super) struct DefineOptions {
     /// Define it as another machine of that name, with a UUID and MAC addresses of its own
     #[arg(long, value_name = "NAME", requires = "define")]
     name: Option<String>,
-    /// Define it as another machine, with a UUID and MAC addresses of its own, and without --name under the same name
+    /// Define it with a UUID and MAC addresses of its own, though not with another name; --name does that, too
     #[arg(long, requires = "define")]
     new_identity: bool,
     #[command(flatten)]
