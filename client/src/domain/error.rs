@@ -1,5 +1,7 @@
 //! What can end the backup of a domain.
 
+use std::error::Error;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::backup::BackupError;
@@ -39,7 +41,7 @@ pub enum DomainError {
     #[error("cannot {action} {}", path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     /// The backup failed and afterwards the disks could not be given back.
-    #[error("{first}; and afterwards the disks could not be given back: {second}")]
+    #[error("{}; and afterwards the disks could not be given back: {}", whole(first), whole(second))]
     NotGivenBack { first: Box<DomainError>, second: Box<DomainError> },
 }
 
@@ -59,6 +61,11 @@ impl DomainError {
             Self::NotGivenBack { .. } => {
                 Some("the guest runs on in its overlays; `underlay recover` tries again".into())
             }
+            Self::State(StateError { action: "read", source, .. }) if source.kind() == ErrorKind::InvalidData => Some(
+                "the record is damaged, or a newer underlay wrote it. If nothing can be restored, move it away: the chains stay \
+                 whole, and their overlays stay as layers. A guest that an interrupted backup left frozen needs `virsh domfsthaw`"
+                    .into(),
+            ),
             Self::State(_) | Self::File { .. } => None,
         }
     }
@@ -71,5 +78,36 @@ impl DomainError {
             Self::NotGivenBack { first, .. } => first.is_interruption(),
             _ => false,
         }
+    }
+}
+
+/// An error with what caused it: what goes into another error's text is asked for no cause.
+fn whole(error: &DomainError) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state_error(action: &'static str, source: std::io::Error) -> DomainError {
+        StateError { action, path: "/state/1.json".into(), source }.into()
+    }
+
+    #[test]
+    fn both_failures_are_told_with_their_causes() {
+        let full = || Box::new(state_error("write", ErrorKind::StorageFull.into()));
+        let error = DomainError::NotGivenBack { first: full(), second: full() };
+        let one = "cannot write /state/1.json: no storage space";
+        let expected = format!("{one}; and afterwards the disks could not be given back: {one}");
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn what_to_do_about_a_damaged_record_is_told() {
+        let damaged = state_error("read", ErrorKind::InvalidData.into());
+        assert!(damaged.hint().unwrap().contains("move it away"));
+        assert_eq!(state_error("read", ErrorKind::PermissionDenied.into()).hint(), None);
     }
 }

@@ -181,11 +181,15 @@ impl Lifecycle<'_> {
                 "libvirt did not save that its disks are frozen"
             }
         };
-        Err(DomainError::Unsound {
-            domain: name.to_owned(),
-            problem: problem.into(),
-            hint: "look at libvirtd's log; a full disk under /etc/libvirt is a common cause".into(),
-        })
+        let (problem, hint) = match self.hands.domain(name)?.is_running() {
+            true => (
+                problem,
+                "look at libvirtd's log; a full disk under /etc/libvirt is a common cause, or somebody else who changed its \
+                 disks at that moment",
+            ),
+            false => ("it stopped while its disks were frozen", "back it up again"),
+        };
+        Err(DomainError::Unsound { domain: name.to_owned(), problem: problem.into(), hint: hint.into() })
     }
 
     /// Thaws the guest's file systems and makes sure of it, waiting for a slow agent.

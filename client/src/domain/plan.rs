@@ -199,15 +199,21 @@ pub(super) fn guard_definitions(domain: &Domain, selection: &Selection) -> Resul
         let persistent = inactive.disk(&disk.target).and_then(|disk| disk.source.path());
         if persistent != Some(&disk.active.path) {
             let named = persistent.map_or("nothing".to_owned(), |path| path.display().to_string());
+            let active = disk.active.path.display();
+            let below = persistent.is_some_and(|path| disk.below.iter().any(|layer| layer.path == *path));
+            let hint = match below {
+                true => format!(
+                    "do not stop it before the definition names {active} (`virsh edit`), or the disk falls back to what \
+                     it was when that layer was made"
+                ),
+                false => "the definition was changed, or the disk attached for this run only: stop and start the domain, \
+                          or make both the same with `virsh edit`"
+                    .to_owned(),
+            };
             return Err(refused(
                 &domain.name,
-                format!(
-                    "disk {} writes to {} now, and to {named} after the next start",
-                    disk.target,
-                    disk.active.path.display()
-                ),
-                "the definition was changed, or the disk attached for this run only: stop and start the domain, or \
-                 make both the same with `virsh edit`",
+                format!("disk {} writes to {active} now, and to {named} after the next start", disk.target),
+                &hint,
             ));
         }
     }
@@ -316,10 +322,31 @@ pub(super) fn changes(record: &DomainRecord, selection: &Selection) -> Vec<Strin
     let gone = gone.map(|target| format!("disk {target} was in the last backup and is not in this one"));
     let new = selection.disks.iter().filter(|disk| !record.disks.contains_key(&disk.target));
     let new = new.map(|disk| format!("disk {} was not in the last backup: it is read whole", disk.target));
+    let strange = selection.disks.iter().filter_map(|disk| strange_overlays(record, disk));
     match record.disks.is_empty() {
-        true => Vec::new(),
-        false => gone.chain(new).collect(),
+        true => strange.collect(),
+        false => gone.chain(new).chain(strange).collect(),
     }
+}
+
+/// What to say of overlays that have come to a disk since the last backup, and that no record here knows: they are never merged.
+fn strange_overlays(record: &DomainRecord, disk: &SelectedDisk) -> Option<String> {
+    let known = record.disks.get(&disk.target);
+    let is_strange = |path: &Path| {
+        let ours = path.file_name().is_some_and(|name| name.to_string_lossy().contains(MARK));
+        ours && known.is_none_or(|known| !known.overlays.contains(path) && !known.layers.contains(path))
+    };
+    let layers = std::iter::once(&disk.active).chain(&disk.below).map(|layer| layer.path.as_path());
+    let strange: Vec<_> =
+        layers.filter(|path| is_strange(path)).map(|path| path.display().to_string()).collect();
+    let target = &disk.target;
+    (!strange.is_empty()).then(|| {
+        format!(
+            "disk {target} has overlays that underlay made and this state folder knows nothing of; they stay as its layers: {}. \
+             Use one state folder for all backups of a domain: with several, every backup adds a layer",
+            list(&strange)
+        )
+    })
 }
 
 pub(super) fn refused(domain: &str, reason: String, hint: &str) -> DomainError {
@@ -346,6 +373,28 @@ mod tests {
         assert_eq!(name("/dev/vg/root"), "root.vda.underlay-5678.qcow2");
         let long = overlay_name(Path::new(&format!("/{}.raw", "ä".repeat(120))), "vda", "5678");
         assert_eq!(long, format!("{}.vda.underlay-5678.qcow2", "ä".repeat(60)));
+    }
+
+    #[test]
+    fn overlays_of_another_state_folder_are_told_once() {
+        let layer = |path: &str| Backing { path: path.into(), format: "qcow2".into() };
+        let disk = SelectedDisk {
+            target: "vda".into(),
+            bus: None,
+            active: layer("/vm/web.vda.underlay-2.qcow2"),
+            below: vec![layer("/vm/web.vda.underlay-1.qcow2"), layer("/vm/web.qcow2")],
+            on_device: false,
+        };
+        let selection = Selection { disks: vec![disk], excluded: Vec::new(), skipped: Vec::new() };
+        let mut record = DomainRecord::new("web", "1");
+        let told = changes(&record, &selection);
+        assert!(told.len() == 1 && told[0].contains("underlay-2.qcow2, /vm/web.vda.underlay-1"), "{told:?}");
+        let known = record.disk_mut("vda");
+        known.overlays.insert("/vm/web.vda.underlay-2.qcow2".into());
+        let told = changes(&record, &selection);
+        assert!(told.len() == 1 && told[0].contains(": /vm/web.vda.underlay-1.qcow2. Use"), "{told:?}");
+        record.disk_mut("vda").layers.insert("/vm/web.vda.underlay-1.qcow2".into());
+        assert_eq!(changes(&record, &selection), Vec::<String>::new());
     }
 
     #[test]

@@ -95,8 +95,20 @@ fn a_domain_that_starts_from_elsewhere_is_refused() {
             world.machine.change_persistent("vda", elsewhere);
         },
         "disk vda writes to /vm/web-vda.qcow2 now, and to /vm/other after the next start",
-        "virsh edit",
+        "stop and start",
     );
+}
+
+#[test]
+fn nobody_is_told_to_stop_a_domain_that_would_fall_back() {
+    let rig = Rig::new(Layout::default(), 5);
+    let back_up =
+        || rig.run(|lifecycle| lifecycle.backup(NAME, &Wishes::default(), Quiesce::Never, &rig.host));
+    back_up().unwrap().unwrap();
+    rig.host.world().machine.change_persistent("vda", |layers| drop(layers.remove(0)));
+    let error = back_up().unwrap().expect_err("it is refused");
+    assert!(matches!(error, DomainError::Refused { .. }), "{error:?}");
+    assert!(error.hint().unwrap().contains("do not stop it before"), "{error:?}");
 }
 
 #[test]
