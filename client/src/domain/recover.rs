@@ -13,6 +13,7 @@
 //! from its original file.
 
 use crate::hypervisor::{Domain, HypervisorError};
+use crate::state::StateError;
 
 use super::merge::{Merging, chain};
 use super::record::{DomainRecord, FrozenDisk, Operation, Phase, Standing, Strategy};
@@ -39,6 +40,13 @@ impl Lifecycle<'_> {
     pub fn recover(&self, only: Option<&str>) -> Result<Vec<Recovered>, DomainError> {
         let mut done = Vec::new();
         for record in self.hands.records()? {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    done.extend(self.recover_unreadable(error, only)?);
+                    continue;
+                }
+            };
             let name = match self.hands.domain(&record.name) {
                 Ok(domain) if domain.uuid == record.uuid => Some(domain.name),
                 Ok(_) | Err(HypervisorError::NoDomain { .. }) if record.operation.is_none() => continue,
@@ -59,6 +67,18 @@ impl Lifecycle<'_> {
             done.push(Recovered { domain, actions: Ok(Vec::new()) });
         }
         Ok(done)
+    }
+
+    /// A domain whose record cannot be read: whether anything was begun is not known.
+    fn recover_unreadable(
+        &self,
+        error: StateError,
+        only: Option<&str>,
+    ) -> Result<Option<Recovered>, DomainError> {
+        let uuid = error.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let domain = self.hands.name_of(&uuid)?.unwrap_or(uuid);
+        let is_meant = only.is_none_or(|only| only == domain);
+        Ok(is_meant.then(|| Recovered { domain, actions: Err(error.into()) }))
     }
 
     /// A domain that is not defined any more: its files are left alone, and named for as long as they are there.

@@ -102,8 +102,8 @@ pub trait Layers: Send + Sync {
 
 /// Keeps records durably, each replaced whole.
 pub trait Journal: Send + Sync {
-    /// All records.
-    fn all(&self) -> Result<Vec<DomainRecord>, StateError>;
+    /// All records; one that cannot be read hides no other, and its error's path is named by the domain's UUID.
+    fn all(&self) -> Result<Vec<Result<DomainRecord, StateError>>, StateError>;
     /// The record of a domain.
     fn load(&self, uuid: &str) -> Result<Option<DomainRecord>, StateError>;
     /// Durable when it returns.
@@ -199,7 +199,7 @@ impl<'a> Hands<'a> {
         self.layers.flush(path)
     }
 
-    pub(super) fn records(&self) -> Result<Vec<DomainRecord>, StateError> {
+    pub(super) fn records(&self) -> Result<Vec<Result<DomainRecord, StateError>>, StateError> {
         self.journal.all()
     }
 

@@ -55,22 +55,26 @@ impl FileJournal {
 }
 
 impl Journal for FileJournal {
-    fn all(&self) -> Result<Vec<DomainRecord>, StateError> {
+    fn all(&self) -> Result<Vec<Result<DomainRecord, StateError>>, StateError> {
         let failed = |source| StateError { action: "list", path: self.folder.clone(), source };
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
             Err(source) if source.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(failed(source)),
         };
-        let mut records = Vec::new();
+        let (mut records, mut unreadable) = (Vec::new(), Vec::new());
         for entry in entries {
             let path = entry.map_err(failed)?.path();
             if path.extension().is_some_and(|ending| ending == "json") {
-                records.extend(Self::read(&path)?);
+                match Self::read(&path) {
+                    Ok(record) => records.extend(record),
+                    Err(error) => unreadable.push(error),
+                }
             }
         }
         records.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
-        Ok(records)
+        unreadable.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(records.into_iter().map(Ok).chain(unreadable.into_iter().map(Err)).collect())
     }
 
     fn load(&self, uuid: &str) -> Result<Option<DomainRecord>, StateError> {
@@ -113,11 +117,11 @@ mod tests {
     fn records_are_kept_and_found() {
         let state = tempfile::tempdir().unwrap();
         let journal = FileJournal::new(state.path());
-        assert_eq!(journal.all().unwrap(), []);
+        assert!(journal.all().unwrap().is_empty());
         let record = DomainRecord::new("web", "8ba6a0f4-0000-4000-8000-000000000001");
         journal.store(&record).unwrap();
         assert_eq!(journal.load(&record.uuid).unwrap(), Some(record.clone()));
-        assert_eq!(journal.all().unwrap(), std::slice::from_ref(&record));
+        assert!(matches!(&*journal.all().unwrap(), [Ok(found)] if *found == record));
         let lock = journal.lock(&record.uuid).unwrap();
         assert!(lock.is_some() && journal.lock(&record.uuid).unwrap().is_none());
         drop(lock);
@@ -135,6 +139,9 @@ mod tests {
         let error = journal.load("1").unwrap_err();
         assert_eq!(error.source.to_string(), "it has version 7, and this build reads version 1");
         fs::write(journal.path("1", "json"), "{").unwrap();
-        assert!(journal.load("1").is_err() && journal.all().is_err());
+        assert!(journal.load("1").is_err());
+        journal.store(&DomainRecord::new("db", "2")).unwrap();
+        let all = journal.all().unwrap();
+        assert!(matches!(&*all, [Ok(db), Err(error)] if db.uuid == "2" && error.path.ends_with("1.json")));
     }
 }

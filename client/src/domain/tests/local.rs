@@ -132,9 +132,9 @@ impl Drop for Lock {
 }
 
 impl Journal for Host {
-    fn all(&self) -> Result<Vec<DomainRecord>, StateError> {
+    fn all(&self) -> Result<Vec<Result<DomainRecord, StateError>>, StateError> {
         let world = self.ask().map_err(|error| state_error("list", error))?;
-        Ok(world.journal.values().map(|text| serde_json::from_str(text).unwrap()).collect())
+        Ok(world.journal.values().map(|text| Ok(serde_json::from_str(text).unwrap())).collect())
     }
 
     fn load(&self, uuid: &str) -> Result<Option<DomainRecord>, StateError> {
