@@ -5,151 +5,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod host;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use underlay_client::hypervisor::{
-    Agent, Backing, BlockJob, Definition, Hypervisor, HypervisorError, Mirror, Overlay, Source, Virsh,
-};
+use underlay_client::hypervisor::{Agent, Backing, BlockJob, Hypervisor, Mirror, Source};
 use underlay_tests::commands::{run, wait_until};
-use underlay_tests::libvirt::Libvirtd;
+
+use host::{Host, SIZE, domain_xml, expect, is_missing, layer, message, overlay, text, virsh};
 
 /// How long an agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of every disk.
-const SIZE: u64 = 64 << 20;
-/// A folder and a file that everybody has to be careful with.
-const FOLDER: &str = "img dir,x=1 'é\"&<";
+/// A file that everybody has to be careful with.
 const FILE: &str = "a,,'\"&<>=é:\\ .qcow2";
-
-/// A libvirtd, what drives it, and a folder for images.
-struct Host {
-    libvirtd: Libvirtd,
-    virsh: Virsh,
-    folder: PathBuf,
-}
-
-impl Host {
-    fn start() -> Self {
-        let libvirtd = Libvirtd::start().unwrap();
-        let folder = libvirtd.folder().join(FOLDER);
-        fs::create_dir(&folder).unwrap();
-        Self { virsh: virsh(libvirtd.uri()), libvirtd, folder }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    /// Makes a qcow2 image, on top of `below`, and writes as `qemu-io` is told.
-    fn image(&self, name: &str, below: Option<&Path>, written: &[&str]) -> PathBuf {
-        let path = self.file(name);
-        let mut arguments = vec!["create", "-q", "-f", "qcow2"];
-        arguments.extend(below.iter().flat_map(|below| ["-F", "qcow2", "-b", text(below)]));
-        let size = SIZE.to_string();
-        run("qemu-img", arguments.into_iter().chain([text(&path), &size])).unwrap();
-        for command in written {
-            run("qemu-io", ["-f", "qcow2", "-c", command, text(&path)]).unwrap();
-        }
-        path
-    }
-
-    /// Defines a domain with these disks, an empty CD-ROM drive, a channel for an agent that nobody runs, and a secret.
-    fn define(&self, name: &str, disks: &[(&str, &Path)]) {
-        self.virsh.define(&domain_xml(name, disks)).unwrap();
-    }
-
-    /// Starts the domain `name`, which virsh may take for something else; its UUID.
-    fn start_domain(&self, name: &str) -> String {
-        let uuid = self.virsh.domain(name).unwrap().uuid;
-        self.libvirtd.virsh(["start", &uuid]).unwrap();
-        uuid
-    }
-
-    fn start_job(&self, name: &str, arguments: &[&str]) {
-        let arguments = ["blockcommit", "--domain", name, "vda", "--bandwidth", "1"]
-            .into_iter()
-            .chain(arguments.iter().copied());
-        self.libvirtd.virsh(arguments).unwrap();
-    }
-
-    fn let_job_run(&self, name: &str) {
-        self.libvirtd.virsh(["blockjob", "--domain", name, "vda", "--bandwidth", "0"]).unwrap();
-    }
-
-    fn live(&self, name: &str) -> Definition {
-        self.virsh.domain(name).unwrap().live.unwrap()
-    }
-
-    /// What each disk writes to, now and after the next start: the same.
-    fn active_layers(&self, name: &str, targets: [&str; 2]) -> [PathBuf; 2] {
-        let domain = self.virsh.domain(name).unwrap();
-        let [live, inactive] = [domain.live, domain.inactive].map(|definition| {
-            targets.map(|target| match &definition.as_ref().unwrap().disk(target).unwrap().source {
-                Source::File(path) => path.clone(),
-                other => panic!("{target} is on {other:?}"),
-            })
-        });
-        assert_eq!(live, inactive);
-        live
-    }
-}
-
-fn virsh(uri: &str) -> Virsh {
-    Virsh::new(Some(uri.to_owned()), Arc::new(AtomicBool::new(false)))
-}
-
-fn domain_xml(name: &str, disks: &[(&str, &Path)]) -> String {
-    let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
-    let disk = |(target, path): &(&str, &Path)| {
-        format!(
-            "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}'/><target dev='{target}' \
-             bus='virtio'/></disk>",
-            escaped(text(path))
-        )
-    };
-    let disks: String = disks.iter().map(disk).collect();
-    format!(
-        "<domain type='qemu'><name>{}</name><memory unit='MiB'>32</memory><os><type arch='x86_64' \
-         machine='pc'>hvm</type></os><devices>{disks}<disk type='file' device='cdrom'><target dev='hda' bus='ide'/>\
-         </disk><channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
-         <graphics type='vnc' passwd='secret'><listen type='socket'/></graphics></devices></domain>",
-        escaped(name)
-    )
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn layer(path: &Path) -> Backing {
-    Backing { path: path.to_owned(), format: "qcow2".to_owned() }
-}
-
-fn overlay(target: &str, path: &Path) -> Overlay {
-    Overlay { target: target.to_owned(), path: path.to_owned() }
-}
-
-/// Fails unless the image, with what lies below it, holds these patterns.
-fn expect(image: &Path, patterns: &[&str]) {
-    for pattern in patterns {
-        run("qemu-io", ["-r", "-f", "qcow2", "-c", &format!("read {pattern}"), text(image)]).unwrap();
-    }
-}
-
-fn is_missing<T>(result: Result<T, HypervisorError>) -> bool {
-    matches!(result, Err(HypervisorError::NoDomain { .. }))
-}
-
-fn message<T: std::fmt::Debug>(result: Result<T, HypervisorError>) -> String {
-    match result.unwrap_err() {
-        HypervisorError::Failed { message, .. } => message,
-        error => panic!("{error}"),
-    }
-}
 
 #[test]
 fn an_oddly_named_domain_is_read() {
