@@ -68,6 +68,8 @@ pub(super) struct DomainOptions {
 struct Attempt {
     domain: String,
     result: Result<DomainOutcome, Failure>,
+    /// Its snapshot is safe, and something is left to do.
+    unfinished: Option<Failure>,
 }
 
 /// Everything that acts on domains.
@@ -187,10 +189,13 @@ impl DomainOptions {
             loop {
                 let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some((at, domain)) = next.filter(|_| !app.cancel.load(Ordering::Relaxed)) else { break };
-                let result = Self::check_name(backup, &domain).and_then(|()| {
+                let mut result = Self::check_name(backup, &domain).and_then(|()| {
                     lifecycle.backup(&domain, &wishes, quiesce, &capture).map_err(Failure::from)
                 });
-                done.lock().unwrap_or_else(PoisonError::into_inner).push((at, Attempt { domain, result }));
+                let unfinished =
+                    result.as_mut().ok().and_then(|done| done.unfinished.take()).map(Failure::from);
+                let attempt = Attempt { domain, result, unfinished };
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((at, attempt));
             }
         };
         std::thread::scope(|scope| {
@@ -245,7 +250,7 @@ fn tell(app: &App, attempts: Vec<Attempt>) -> Result<(), Failure> {
         say(json!({ "domains": Value::from_iter(attempts.iter().map(Attempt::document)) }))?;
     }
     let (total, mut failures, mut unfinished) = (attempts.len(), Vec::new(), 0);
-    for Attempt { domain, result } in attempts {
+    for Attempt { domain, result, unfinished: left } in attempts {
         match result {
             Err(failure) => failures.push(failure),
             Ok(done) => {
@@ -253,12 +258,12 @@ fn tell(app: &App, attempts: Vec<Attempt>) -> Result<(), Failure> {
                     lines(&done.outcome).into_iter().try_for_each(say)?;
                     say(format!("{}, {}-consistent", how(done.strategy), done.consistency.as_str()))?;
                 }
-                if let Some(error) = done.unfinished {
+                if let Some(left) = left {
                     unfinished += 1;
                     warn(format_args!(
-                        "underlay: {domain}: the snapshot is safe, but its layers could not be brought together"
+                        "underlay: {domain}: the snapshot is safe, but something is left to do"
                     ));
-                    Failure::from(error).explain();
+                    left.explain();
                 }
             }
         }
@@ -283,7 +288,11 @@ fn end(mut failures: Vec<Failure>, total: usize, unfinished: usize) -> Result<()
     }
     match (failed, unfinished) {
         (0, 0) => Ok(()),
-        (0, _) => Err(Failure::after_result(IN_PART, "`underlay recover` tries again what is left")),
+        (0, _) => {
+            let message =
+                format!("{unfinished} of {total} domains were backed up, with something left to do");
+            Err(Failure::after_result(IN_PART, message))
+        }
         _ => Err(Failure::after_result(code, format!("{failed} of {total} domains could not be backed up"))),
     }
 }
@@ -297,7 +306,8 @@ impl Attempt {
                 document["domain"] = json!(self.domain);
                 document["strategy"] = json!(done.strategy);
                 document["consistency"] = json!(done.consistency);
-                document["unfinished"] = json!(done.unfinished.as_ref().map(ToString::to_string));
+                document["unfinished"] =
+                    json!(self.unfinished.as_ref().map(|failure| failure.document(&self.domain)));
                 document
             }
         }

@@ -98,7 +98,8 @@ impl Lifecycle<'_> {
     /// What is known of a domain, under the name it has now.
     fn record(&self, domain: &Domain) -> Result<DomainRecord, DomainError> {
         let known = self.hands.load(&domain.uuid)?;
-        let mut record = known.unwrap_or_else(|| DomainRecord::new(&domain.name, &domain.uuid));
+        let mut record = known.unwrap_or_else(|| DomainRecord::new(&domain.name, &domain.uuid, ""));
+        record.hypervisor = self.hands.uri()?;
         record.name.clone_from(&domain.name);
         Ok(record)
     }

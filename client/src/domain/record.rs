@@ -22,6 +22,8 @@ pub struct DomainRecord {
     pub name: String,
     /// Its UUID, by which it is known.
     pub uuid: String,
+    /// The hypervisor that ran it when it was last seen.
+    pub hypervisor: String,
     /// Its disks, by target.
     pub disks: BTreeMap<String, DiskRecord>,
     /// Its guest's file systems may be frozen, and nobody has seen them thawed since.
@@ -120,11 +122,12 @@ pub struct Content {
 
 impl DomainRecord {
     /// Nothing known yet.
-    pub fn new(name: &str, uuid: &str) -> Self {
+    pub fn new(name: &str, uuid: &str, hypervisor: &str) -> Self {
         Self {
             version: VERSION,
             name: name.to_owned(),
             uuid: uuid.to_owned(),
+            hypervisor: hypervisor.to_owned(),
             disks: BTreeMap::new(),
             thaw_pending: false,
             operation: None,

@@ -39,6 +39,7 @@ impl Lifecycle<'_> {
     /// Only what keeps all of them from being looked at.
     pub fn recover(&self, only: Option<&str>) -> Result<Vec<Recovered>, DomainError> {
         let mut done = Vec::new();
+        let uri = self.hands.uri()?;
         for record in self.hands.records()? {
             let record = match record {
                 Ok(record) => record,
@@ -57,6 +58,7 @@ impl Lifecycle<'_> {
             if only.is_none_or(|only| only == domain) {
                 let actions = match &name {
                     Some(name) => self.recover_domain(name),
+                    None if record.hypervisor != uri => Err(elsewhere(&domain, &record.hypervisor)),
                     None => self.recover_gone(&record.uuid, &domain),
                 };
                 done.push(Recovered { domain, actions });
@@ -319,6 +321,14 @@ impl Lifecycle<'_> {
     }
 }
 
+fn elsewhere(name: &str, hypervisor: &str) -> DomainError {
+    DomainError::Unsound {
+        domain: name.to_owned(),
+        problem: format!("a backup of it was interrupted on another hypervisor, {hypervisor}"),
+        hint: format!("`underlay recover --connect {hypervisor}` brings it in order"),
+    }
+}
+
 fn note_overlay(record: &mut DomainRecord, disk: &FrozenDisk) {
     let known = record.disk_mut(&disk.target);
     known.overlays.insert(disk.overlay.clone());
@@ -339,7 +349,6 @@ fn gone(name: &str, left: &[String]) -> DomainError {
             "this hypervisor does not know it any more, and a backup of it was interrupted; the guest may have written to {}",
             left.join(", ")
         ),
-        hint: "is it another hypervisor's (--connect)? If not, define it again with these files, or remove them if it is gone for good"
-            .into(),
+        hint: "define it again with these files, or remove them if it is gone for good".into(),
     }
 }

@@ -64,7 +64,8 @@ pub struct DomainOutcome {
     pub consistency: Consistency,
     /// How its disks were frozen; `None` if it was stopped.
     pub strategy: Option<Strategy>,
-    /// Why its layers could not be brought together afterwards. The snapshot is safe, and the next recovery tries again.
+    /// What is left to do: layers that could not be brought together, which the next recovery tries again, or a guest that is not
+    /// well. The snapshot is safe.
     pub unfinished: Option<DomainError>,
 }
 
@@ -114,13 +115,31 @@ impl Lifecycle<'_> {
             Err(error) => {
                 let error = self.unwind(name, &mut record, error);
                 self.thaw_at_last(name, &mut record);
+                if let Err(error) = self.expect_not_stuck(name) {
+                    self.notice(name, &error.to_string());
+                }
                 return Err(error);
             }
         };
         let together = self.bring_together(name, &mut record, &outcome, capture.repository(), wishes);
         let thawed = if record.thaw_pending { self.thaw(name, &mut record) } else { Ok(()) };
-        let unfinished = together.and(thawed).err();
+        let unfinished = together.and(thawed).and_then(|()| self.expect_not_stuck(name)).err();
         Ok(DomainOutcome { outcome, consistency, strategy: Some(strategy), unfinished })
+    }
+
+    /// A guest whose overlay found no room while it was frozen does not run, whatever became of its backup.
+    fn expect_not_stuck(&self, name: &str) -> Result<(), DomainError> {
+        match self.hands.is_stuck(name) {
+            Ok(true) => Err(DomainError::Unsound {
+                domain: name.to_owned(),
+                problem: "it is paused, for one of its disks could not be written".into(),
+                hint: format!(
+                    "make room where its disks and overlays lie, then let it go on: `virsh resume {name}`"
+                ),
+            }),
+            // One that has stopped or is gone meanwhile is not paused.
+            Ok(false) | Err(_) => Ok(()),
+        }
     }
 
     /// A guest that may still be frozen when its backup has failed is told of, for the error says something else.

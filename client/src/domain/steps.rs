@@ -147,6 +147,14 @@ impl<'a> Hands<'a> {
         self.hypervisor.domain(name)
     }
 
+    pub(super) fn uri(&self) -> Result<String, HypervisorError> {
+        self.hypervisor.uri()
+    }
+
+    pub(super) fn is_stuck(&self, domain: &str) -> Result<bool, HypervisorError> {
+        self.hypervisor.is_stuck(domain)
+    }
+
     pub(super) fn is_saved(&self, domain: &str) -> Result<bool, HypervisorError> {
         self.hypervisor.is_saved(domain)
     }

@@ -123,6 +123,12 @@ mod tests {
             }
         }
 
+        fn uri(&self) -> Answer<String> {
+            unreachable!()
+        }
+        fn is_stuck(&self, _: &str) -> Answer<bool> {
+            unreachable!()
+        }
         fn is_saved(&self, _: &str) -> Answer<bool> {
             unreachable!()
         }

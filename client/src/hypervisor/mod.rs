@@ -84,6 +84,9 @@ pub struct BlockJob {
 ///
 /// Every method that changes something may have done so although it fails: read the domain again.
 pub trait Hypervisor: Send + Sync {
+    /// Which hypervisor this is, such as `qemu:///system`, whatever it was called by.
+    fn uri(&self) -> Result<String, HypervisorError>;
+
     /// Names of all domains, running or not, sorted.
     fn domains(&self) -> Result<Vec<String>, HypervisorError>;
 
@@ -106,6 +109,9 @@ pub trait Hypervisor: Send + Sync {
     /// Whether the hypervisor keeps the memory of this stopped domain (`virsh managedsave`). Its next start goes on with the
     /// layers that were active then, whatever its definition says.
     fn is_saved(&self, domain: &str) -> Result<bool, HypervisorError>;
+
+    /// Whether a running domain is paused because a layer could not be written: its file system was full, most likely.
+    fn is_stuck(&self, domain: &str) -> Result<bool, HypervisorError>;
 
     /// Names of the snapshots the hypervisor keeps records of.
     fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError>;

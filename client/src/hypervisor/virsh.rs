@@ -174,6 +174,10 @@ impl Virsh {
 }
 
 impl Hypervisor for Virsh {
+    fn uri(&self) -> Result<String, HypervisorError> {
+        Ok(self.read(&self.virsh("uri"))?.trim().to_owned())
+    }
+
     fn domains(&self) -> Result<Vec<String>, HypervisorError> {
         let listed = self.read(&self.virsh("list").args(["--all", "--name"]))?;
         Ok(answers::names(&listed))
@@ -195,6 +199,10 @@ impl Hypervisor for Virsh {
 
     fn is_saved(&self, domain: &str) -> Result<bool, HypervisorError> {
         Ok(answers::is_saved(&self.ask(domain, "dominfo", &[])?))
+    }
+
+    fn is_stuck(&self, domain: &str) -> Result<bool, HypervisorError> {
+        Ok(answers::is_stuck(&self.ask(domain, "domstate", &["--reason"])?))
     }
 
     fn snapshots(&self, domain: &str) -> Result<Vec<String>, HypervisorError> {

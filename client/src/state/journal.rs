@@ -118,7 +118,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let journal = FileJournal::new(state.path());
         assert!(journal.all().unwrap().is_empty());
-        let record = DomainRecord::new("web", "8ba6a0f4-0000-4000-8000-000000000001");
+        let record = DomainRecord::new("web", "8ba6a0f4-0000-4000-8000-000000000001", "qemu:///system");
         journal.store(&record).unwrap();
         assert_eq!(journal.load(&record.uuid).unwrap(), Some(record.clone()));
         assert!(matches!(&*journal.all().unwrap(), [Ok(found)] if *found == record));
@@ -133,14 +133,14 @@ mod tests {
     fn a_record_that_cannot_be_understood_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let journal = FileJournal::new(state.path());
-        let mut record = DomainRecord::new("web", "1");
+        let mut record = DomainRecord::new("web", "1", "qemu:///system");
         record.version = 7;
         journal.store(&record).unwrap();
         let error = journal.load("1").unwrap_err();
         assert_eq!(error.source.to_string(), "it has version 7, and this build reads version 1");
         fs::write(journal.path("1", "json"), "{").unwrap();
         assert!(journal.load("1").is_err());
-        journal.store(&DomainRecord::new("db", "2")).unwrap();
+        journal.store(&DomainRecord::new("db", "2", "qemu:///system")).unwrap();
         let all = journal.all().unwrap();
         assert!(matches!(&*all, [Ok(db), Err(error)] if db.uuid == "2" && error.path.ends_with("1.json")));
     }

@@ -23,7 +23,7 @@ fn overlays_of_another_state_folder_are_told_once() {
         on_device: false,
     };
     let selection = Selection { disks: vec![disk], excluded: Vec::new(), skipped: Vec::new() };
-    let mut record = DomainRecord::new("web", "1");
+    let mut record = DomainRecord::new("web", "1", "test:///double");
     let told = changes(&record, &selection);
     assert!(told.len() == 1 && told[0].contains("underlay-2.qcow2, /vm/web.vda.underlay-1"), "{told:?}");
     let known = record.disk_mut("vda");

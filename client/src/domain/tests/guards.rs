@@ -312,6 +312,22 @@ fn what_is_left_of_a_domain_that_is_gone_is_named_until_it_is_removed() {
             .cloned()
             .collect()
     };
+    rig.host
+        .world()
+        .journal
+        .values_mut()
+        .for_each(|text| *text = text.replace("test:///double", "test:///other"));
+    let elsewhere = recover().remove(0).actions.unwrap_err();
+    assert_eq!(
+        elsewhere.hint().unwrap(),
+        "`underlay recover --connect test:///other` brings it in order",
+        "{elsewhere}"
+    );
+    rig.host
+        .world()
+        .journal
+        .values_mut()
+        .for_each(|text| *text = text.replace("test:///other", "test:///double"));
     let error = recover().remove(0).actions.unwrap_err().to_string();
     assert!(
         left.len() > 1 && left.iter().all(|path| error.contains(path.to_str().unwrap())),
@@ -320,4 +336,17 @@ fn what_is_left_of_a_domain_that_is_gone_is_named_until_it_is_removed() {
     rig.host.world().images.files.retain(|path, _| !left.contains(path));
     assert_eq!(recover().remove(0).actions.unwrap().len(), 1);
     assert!(recover().is_empty());
+}
+
+#[test]
+fn a_guest_that_found_no_room_is_told_of_though_its_snapshot_is_safe() {
+    for strategy in [Strategy::Rotate, Strategy::Pivot] {
+        let rig = Rig::new(Layout::default(), 8);
+        rig.host.world().stuck = true;
+        let done = rig.backup(strategy, Quiesce::IfPossible).unwrap().unwrap();
+        let hint = done.unfinished.unwrap().hint().unwrap();
+        assert!(hint.contains("virsh resume"), "{hint}");
+        rig.host.world().stuck = false;
+        assert!(rig.backup(strategy, Quiesce::IfPossible).unwrap().unwrap().unfinished.is_none());
+    }
 }

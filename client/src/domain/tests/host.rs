@@ -174,6 +174,15 @@ impl Hypervisor for Host {
         world.domain().filter(|domain| domain.name == name).ok_or_else(missing)
     }
 
+    fn uri(&self) -> Result<String, HypervisorError> {
+        Ok("test:///double".to_owned())
+    }
+
+    fn is_stuck(&self, _: &str) -> Result<bool, HypervisorError> {
+        let world = self.ask()?;
+        Ok(world.stuck && world.machine.process.is_some())
+    }
+
     fn is_saved(&self, _: &str) -> Result<bool, HypervisorError> {
         let world = self.ask()?;
         Ok(world.saved && world.machine.process.is_none())

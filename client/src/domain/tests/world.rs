@@ -100,6 +100,8 @@ pub(super) struct World {
     pub free: u64,
     /// The memory of the stopped domain is kept.
     pub saved: bool,
+    /// The running domain is paused for a layer that could not be written.
+    pub stuck: bool,
     pub size_factor: u64,
 }
 
@@ -156,6 +158,7 @@ impl World {
             domain_job: None,
             free: 1 << 40,
             saved: false,
+            stuck: false,
             size_factor: BLOCK,
         };
         world.start();

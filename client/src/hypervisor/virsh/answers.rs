@@ -29,6 +29,11 @@ pub(super) fn is_saved(told: &str) -> bool {
     field(told, "Managed save") == Some("yes")
 }
 
+/// Whether a domain is paused for a disk that could not be written, out of `virsh domstate --reason`.
+pub(super) fn is_stuck(told: &str) -> bool {
+    told.trim() == "paused (I/O error)"
+}
+
 /// The job of a whole domain, out of `virsh domjobinfo`.
 pub(super) fn domain_job(told: &str) -> Option<String> {
     let kind = field(told, "Job type").filter(|kind| *kind != "None")?;
@@ -88,6 +93,8 @@ mod tests {
         assert!(!is_persistent(&told.replace("yes", "no")));
         assert!(!is_persistent(""));
         assert!(is_saved("Autostart Once: disable\nManaged save:   yes\n"));
+        assert!(is_stuck("paused (I/O error)\n\n"));
+        assert!(!is_stuck("paused (user)\n\n") && !is_stuck("running (booted)\n\n"));
         assert!(!is_saved("Managed save:   no\n") && !is_saved("Managed save:   unknown\n"));
     }
 
