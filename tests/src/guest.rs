@@ -46,7 +46,7 @@ const MARKER_UNIT: &str = "[Unit]\nDescription=Print the marker on the serial co
 /// Runs what lies in `/etc/qemu/fsfreeze-hook.d` around a freeze: the script is Debian's own, calling it is left to the
 /// administrator.
 const AGENT_HOOKS: &str = "[Service]\nExecStart=\nExecStart=-/usr/sbin/qemu-ga -F/etc/qemu/fsfreeze-hook\n";
-/// Drivers and units that no test needs. Without them the agent answers after 15 s instead of 20 s.
+/// Drivers and units that no test needs. Without them the guest boots faster.
 const NO_MODULES: [&str; 12] = [
     "kvm_amd",
     "kvm_intel",

@@ -10,7 +10,7 @@ const RUNNING: &str = r#"<domain type='kvm' id='17'>
   <uuid>3c923692-36d6-467c-b21b-03eb2fcd1a15</uuid>
   <metadata>
     <libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
-      <libosinfo:os id="http://debian.org/debian/12"/>
+      <libosinfo:os id="http://example.org/os/12"/>
     </libosinfo:libosinfo>
   </metadata>
   <memory unit='KiB'>65536</memory>
