@@ -18,6 +18,8 @@ pub mod mutate;
 pub mod names;
 /// Pages of trees.
 pub mod nodes;
+/// Packs, and the chunks in them.
+pub mod packs;
 /// A second reader of qcow2, as plain as can be.
 pub mod plain_qcow2;
 /// Files of mostly zeros, written down briefly.
@@ -49,6 +51,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "key_file", run: documents::key_file, seeds: documents::seeds::key_files },
     Target { name: "paper", run: documents::paper, seeds: documents::seeds::papers },
     Target { name: "node", run: nodes::node, seeds: nodes::seeds },
+    Target { name: "data_pack", run: packs::data, seeds: packs::data_seeds },
+    Target { name: "node_pack", run: packs::nodes, seeds: packs::node_seeds },
+    Target { name: "chunk", run: packs::chunk, seeds: packs::chunk_seeds },
     Target { name: "object_name", run: names::object_name, seeds: names::seeds },
     Target { name: "qcow2", run: images::qcow2, seeds: images::seeds },
     Target { name: "domain_xml", run: domains::definition, seeds: domains::definition_seeds },
