@@ -33,7 +33,7 @@ pub fn redirect(domain: &str, xml: &str, target: &str, layer: &Backing) -> Resul
         edits.set_attribute(driver, "type", &layer.format);
     }
     // Where the layer's own chain goes is written in the layer.
-    child(disk, "backingStore").into_iter().for_each(|backing| edits.remove(backing));
+    elements(&disk).filter(|node| is(*node, "backingStore")).for_each(|backing| edits.remove(backing));
     edits.apply().map_err(|at| broken(format!("two changes meet at byte {at}")))
 }
 
@@ -55,6 +55,15 @@ mod tests {
         );
         assert!(redirect("web", xml, "vdc", &layer).is_err());
         assert!(redirect("web", "<domain", "vda", &layer).is_err());
+    }
+
+    #[test]
+    fn nothing_is_left_of_the_chain() {
+        let xml = "<domain><devices><disk><source file='/a'/><backingStore/><backingStore type='file'/><target \
+                   dev='vda'/></disk></devices></domain>";
+        let layer = Backing { path: "/c".into(), format: "raw".into() };
+        let changed = redirect("web", xml, "vda", &layer).unwrap();
+        assert!(changed.contains("<source file='/c'/><target"), "{changed}");
     }
 
     #[test]
