@@ -43,8 +43,9 @@ pub fn qcow2(bytes: &[u8]) {
         }
         let top = inside.join("top.qcow2");
         if let Err(error) = allocations::within(LIMIT, || examine(&top)) {
+            // First the file it is about: one of these, or one that they name and that is not there.
             let text = error.to_string();
-            assert!(text.contains("images/") || text.contains("bait"), "an error that names no file: {text}");
+            assert!(text.starts_with('/'), "an error that names no file: {text}");
         }
     });
 }

@@ -64,6 +64,41 @@ fn a_target_that_fails_is_found_out() {
     assert!(said.contains("canary") && said.contains("an X"), "{said}");
 }
 
+/// Every byte of every document counts: nothing that is changed anywhere is read, but by who made it anew.
+#[test]
+fn a_document_that_is_changed_is_refused() {
+    use underlay_fuzz::documents::{GENERATION, REPOSITORY, SNAPSHOT, key};
+    use underlay_store::key::{file, slot::Slot};
+    use underlay_store::snapshot::{Claim, Descriptor, Snapshot};
+    type Opens = fn(&[u8]) -> bool;
+    let documents: [(&str, Opens); 5] = [
+        ("descriptor", |bytes| Descriptor::open(bytes, key().backup()).is_ok()),
+        ("snapshot", |bytes| Snapshot::open(&SNAPSHOT, &REPOSITORY, bytes, key().backup()).is_ok()),
+        ("claim", |bytes| Claim::open(GENERATION, &REPOSITORY, bytes).is_ok()),
+        ("key_file", |bytes| str::from_utf8(bytes).is_ok_and(|text| file::parse("k", text).is_ok())),
+        ("slot", |bytes| {
+            let name = String::from_utf8_lossy(bytes).lines().find_map(|line| {
+                Some(format!("keys/{}.json", line.trim().strip_prefix("\"slot\": \"")?.strip_suffix("\",")?))
+            });
+            name.is_some_and(|name| Slot::read(&REPOSITORY, &name, bytes).is_ok())
+        }),
+    ];
+    for (name, opens) in documents {
+        for (seed, sound) in (Target::named(name).unwrap().seeds)() {
+            assert!(opens(&sound), "{name} {seed}");
+            for at in 0..sound.len() {
+                assert!(!opens(&sound[..at]), "{name} {seed} cut to {at} bytes");
+                for change in [1, 0x20, 0x80] {
+                    let mut changed = sound.clone();
+                    changed[at] ^= change;
+                    assert!(!opens(&changed), "{name} {seed} with byte {at} changed");
+                }
+            }
+            assert!(!opens(&[&sound[..], b" "].concat()), "{name} {seed} with a blank after it");
+        }
+    }
+}
+
 fn try_target(name: &str) {
     let target = Target::named(name).unwrap();
     let inputs = inputs(target);
