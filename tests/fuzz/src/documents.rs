@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use underlay_store::id::{RepositoryId, SlotId, SnapshotId};
 use underlay_store::key::{Key, RestoreKey, file, slot::Slot};
 use underlay_store::names::{self, DESCRIPTOR};
-use underlay_store::snapshot::{Claim, Descriptor, Protection, Snapshot};
+use underlay_store::snapshot::{Claim, Deletion, Descriptor, Protection, Snapshot};
 use underlay_store::{Error, document};
 
 use crate::{allocations, assert_names};
@@ -19,7 +19,7 @@ pub const REPOSITORY: RepositoryId = RepositoryId::new(*b"a fuzzed one----");
 pub const SNAPSHOT: SnapshotId = SnapshotId::new(*b"its one snapshot");
 /// The slot that an input is read as if it does not say its name.
 pub const SLOT: SlotId = SlotId::new(*b"its slot");
-/// The generation that claims are read as.
+/// The generation that claims and deletions are read as.
 pub const GENERATION: u64 = 3;
 /// What opens the slot among the seeds.
 pub const PASSPHRASE: &str = "open sesame";
@@ -154,6 +154,16 @@ pub fn claim(bytes: &[u8]) {
     let versions = versions("claim", bytes, &document::public_key_for("claim"));
     let read = |bytes: &[u8]| Claim::open(GENERATION, &REPOSITORY, bytes);
     read_versions(&names::claim(GENERATION), &versions, read, Claim::seal, drop);
+}
+
+/// A record of a deletion.
+///
+/// # Panics
+/// If something is accepted that the code would not write.
+pub fn deletion(bytes: &[u8]) {
+    let versions = versions("deletion", bytes, &document::public_key_for("deletion"));
+    let read = |bytes: &[u8]| Deletion::open(GENERATION, 0, &REPOSITORY, bytes);
+    read_versions(&names::deletion(GENERATION, 0), &versions, read, Deletion::seal, drop);
 }
 
 /// A mark that protects a snapshot.

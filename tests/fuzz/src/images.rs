@@ -63,8 +63,8 @@ fn examine(top: &Path) -> Result<(), ImageError> {
         assert_eq!(layers[index].virtual_size(), chain.layer(index).virtual_size());
     }
     let last = chain.len() - 1;
-    for index in 0..=last {
-        check_extents(&chain, index, &mut layers[index])?;
+    for (index, layer) in layers.iter_mut().enumerate() {
+        check_extents(&chain, index, layer)?;
     }
     let size = chain.virtual_size();
     // The first bytes, and the last.

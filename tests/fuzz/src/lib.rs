@@ -47,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "snapshot", run: documents::snapshot, seeds: documents::seeds::snapshots },
     Target { name: "slot", run: documents::slot, seeds: documents::seeds::slots },
     Target { name: "claim", run: documents::claim, seeds: documents::seeds::claims },
+    Target { name: "deletion", run: documents::deletion, seeds: documents::seeds::deletions },
     Target { name: "protection", run: documents::protection, seeds: documents::seeds::protections },
     Target { name: "key_file", run: documents::key_file, seeds: documents::seeds::key_files },
     Target { name: "paper", run: documents::paper, seeds: documents::seeds::papers },

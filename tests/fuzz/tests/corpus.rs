@@ -36,7 +36,7 @@ macro_rules! targets {
 }
 
 targets! {
-    descriptor snapshot slot claim protection key_file paper node data_pack node_pack chunk object_name qcow2 domain_xml domain_record
+    descriptor snapshot slot claim deletion protection key_file paper node data_pack node_pack chunk object_name qcow2 domain_xml domain_record
 }
 
 #[test]

@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
 use underlay_store::cut::CutParameters;
-use underlay_store::id::{NodeId, OwnerId, Root, SessionId};
+use underlay_store::id::{NodeId, OwnerId, PackName, Root, SessionId};
 use underlay_store::key::slot::{Argon2id, Slot};
 use underlay_store::key::{Key, file};
 use underlay_store::snapshot::{
-    Claim, Consistency, Descriptor, Disk, PrivateField, PrivateImage, PrivateMetadata, Protection, Snapshot,
-    Statistics, Timestamp,
+    Claim, Consistency, Deletion, Descriptor, Disk, PrivateField, PrivateImage, PrivateMetadata, Protection,
+    Snapshot, Statistics, Timestamp,
 };
 
 use super::{GENERATION, PASSPHRASE, REPOSITORY, SNAPSHOT, key};
@@ -109,6 +109,15 @@ pub fn claims() -> Vec<Seed> {
         created: time(),
     };
     named([("claim", claim.seal())])
+}
+
+/// Records of deletions.
+#[must_use]
+pub fn deletions() -> Vec<Seed> {
+    let names = |first: u8| (first..first + 2).map(|byte| PackName::new([byte; 32])).collect();
+    let (packs, nodes) = (names(1), names(9));
+    let deletion = Deletion { repository: REPOSITORY, generation: GENERATION, number: 0, packs, nodes };
+    named([("deletion", deletion.seal())])
 }
 
 /// Marks.
