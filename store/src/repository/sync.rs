@@ -108,7 +108,7 @@ pub(super) async fn import(
     id: RepositoryId,
 ) -> Result<Vec<StoredDocument>> {
     // After the claim was written, if one is: whatever is recorded later is not deleted any more.
-    let generation = owner::current(backend, &id).await?.map_or(0, |claim| claim.generation);
+    let generation = owner::highest(backend).await?;
     catalog.bury(&deletions::buried(backend, &id, generation).await?)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
