@@ -20,6 +20,9 @@ pub const SNAPSHOTS: &str = "snapshots/";
 /// Folder of marks that protect snapshots, with its slash.
 pub const PROTECTED: &str = "protected/";
 
+/// Folder of marks on snapshots that lost data, with its slash.
+pub const DAMAGED: &str = "damaged/";
+
 /// An object of a repository. Displays as its name in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectName {
@@ -35,6 +38,8 @@ pub enum ObjectName {
     Snapshot(SnapshotId),
     /// `protected/<32 hex>.json`: that snapshot is protected.
     Protection(SnapshotId),
+    /// `damaged/<32 hex>.json`: that snapshot lost data.
+    Damage(SnapshotId),
 }
 
 impl ObjectName {
@@ -50,6 +55,7 @@ impl ObjectName {
             KEYS => SlotId::from_hex(rest.strip_suffix(".json")?).map(Self::Slot),
             SNAPSHOTS => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Snapshot),
             PROTECTED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Protection),
+            DAMAGED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Damage),
             CLAIMS => {
                 let digits = rest.strip_suffix(".json")?;
                 let generation = u64::from_str_radix(digits, 16).ok()?;
@@ -77,6 +83,7 @@ impl fmt::Display for ObjectName {
             }
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
             Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
+            Self::Damage(snapshot) => write!(f, "{DAMAGED}{snapshot}.json"),
         }
     }
 }
@@ -106,6 +113,11 @@ pub fn protection(snapshot: &SnapshotId) -> String {
     ObjectName::Protection(*snapshot).to_string()
 }
 
+/// `damaged/<32 hex>.json`.
+pub fn damage(snapshot: &SnapshotId) -> String {
+    ObjectName::Damage(*snapshot).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +130,7 @@ mod tests {
             ObjectName::Claim(u64::MAX),
             ObjectName::Claim(1),
             ObjectName::Protection(SnapshotId::new([0x5f; 16])),
+            ObjectName::Damage(SnapshotId::new([0x6f; 16])),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),
             ObjectName::Snapshot(SnapshotId::new([0xef; 16])),

@@ -10,6 +10,7 @@
 mod lookup;
 mod packs;
 mod record;
+mod retired;
 mod schema;
 mod sessions;
 mod snapshots;
@@ -22,7 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, SnapshotRecord, Totals};
+pub use self::record::{
+    Location, PackRecord, PackState, PackSummary, Retired, SessionState, SnapshotRecord, Totals,
+};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 

@@ -1,11 +1,15 @@
 //! The repository itself: one bucket or directory, its catalog, and the promise of every commit.
 
 mod authority;
+mod claims;
+mod damage;
 mod nodes;
 mod owner;
+mod rebuild;
 mod sync;
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +25,7 @@ use crate::{Error, Result};
 
 pub(crate) use nodes::NodeReader;
 pub use owner::Access;
+pub use rebuild::RebuildReport;
 
 /// Tells the time, in milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -36,6 +41,8 @@ pub struct Repository {
     clock: Clock,
     /// Documents below `snapshots/` that cannot be read: listed, so that whoever verifies them sees it.
     unreadable: Vec<StoredDocument>,
+    /// Held open: while it is, nobody puts another catalog in the place of this one.
+    _users: Option<File>,
 }
 
 impl Repository {
@@ -46,6 +53,9 @@ impl Repository {
     pub async fn init(backend: &Backend, descriptor: Bytes, slots: Vec<(SlotId, Bytes)>) -> Result<()> {
         if backend.size(names::DESCRIPTOR).await?.is_some() {
             return Err(Error::AlreadyExists { location: backend.location().to_owned() });
+        }
+        if let lost @ Error::Missing { .. } = lost_descriptor(backend).await? {
+            return Err(lost);
         }
         for (slot, document) in slots {
             backend.put(&names::slot(&slot), document).await?;
@@ -61,21 +71,29 @@ impl Repository {
     pub async fn open(backend: Backend, state: &Path, access: Access) -> Result<Self> {
         let descriptor = match backend.get(names::DESCRIPTOR).await {
             Err(Error::Missing { .. }) => {
-                return Err(Error::NoRepository { location: backend.location().to_owned() });
+                return Err(lost_descriptor(&backend).await?);
             }
             other => other?,
         };
-        let id = Descriptor::peek(&descriptor)?.repository;
+        let descriptor = Descriptor::peek(&descriptor)?;
+        let id = descriptor.repository;
         let path = catalog_path(&backend, state, id);
-        let catalog = match sync::open_catalog(&path, state, id, &backend).await {
+        rebuild::is_not_anothers(&path, &descriptor)?;
+        let opened = async {
+            let users = sync::join_users(&path)?;
+            Ok((sync::open_catalog(&path, state, id, &backend).await?, Some(users)))
+        };
+        let (catalog, users) = match opened.await {
             // Whoever only reads needs no catalog that can be written, or is sound.
             Err(error @ (Error::File { .. } | Error::Catalog { .. })) if access == Access::Read => {
                 tracing::warn!("{error}; reading the repository without it, which takes longer");
-                sync::temporary_catalog(id, &backend).await?
+                (sync::temporary_catalog(id, &backend).await?, None)
             }
             other => other?,
         };
-        Self::open_with(backend, catalog, id, Arc::new(|| Timestamp::now().as_milliseconds()), access).await
+        let clock = Arc::new(|| Timestamp::now().as_milliseconds());
+        let repository = Self::open_with(backend, catalog, id, clock, access).await?;
+        Ok(Self { _users: users, ..repository })
     }
 
     /// Opens repository `id` on a catalog that the caller has opened, with the caller's clock.
@@ -90,13 +108,22 @@ impl Repository {
         access: Access,
     ) -> Result<Self> {
         let catalog = Arc::new(catalog);
-        let (ownership, ours) = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
-        let unreadable = match ours {
-            true => sync::adopt(&backend, &catalog, id).await?,
-            false => sync::import(&backend, &catalog, id).await?,
+        let settled = owner::Ownership::settle(&backend, id, catalog.owner(), access).await;
+        let (ownership, unreadable) = match settled {
+            Ok((ownership, true)) => (ownership, sync::adopt(&backend, &catalog, id).await?),
+            Ok((ownership, false)) => (ownership, sync::import(&backend, &catalog, id).await?),
+            // Whoever only reads need not know whose it is. It may be this host's: nothing is concluded from what is not listed.
+            Err(error) if access == Access::Read && claims::is_damaged_claim(&error) => {
+                tracing::warn!("{error}; only reading is possible");
+                let nobody =
+                    owner::Ownership::settle(&Backend::memory(), id, catalog.owner(), access).await?;
+                (nobody.0, sync::adopt(&backend, &catalog, id).await?)
+            }
+            Err(error) => return Err(error),
         };
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable };
+        let _users = None;
+        let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable, _users };
         if access != Access::Read {
             // Whoever was killed while it forgot had decided.
             for snapshot in repository.catalog.forgotten_objects()? {
@@ -116,6 +143,16 @@ impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Repository({} at {})", self.id, self.backend.location())
     }
+}
+
+/// What a place without a descriptor is: a repository that lost it, if it holds what only a repository does.
+async fn lost_descriptor(backend: &Backend) -> Result<Error> {
+    for folder in [names::CLAIMS, names::SNAPSHOTS, names::PACKS, names::NODES] {
+        if !backend.list(folder).await?.is_empty() {
+            return Ok(Error::Missing { object: names::DESCRIPTOR.to_owned() });
+        }
+    }
+    Ok(Error::NoRepository { location: backend.location().to_owned() })
 }
 
 /// A directory keeps its catalog inside, so that it can be moved; a bucket's lies with this host's state.
