@@ -194,6 +194,9 @@ impl Error {
             Self::AlreadyExists { .. } => "choose another place; an existing repository is never overwritten",
             Self::Version { .. } => "use a newer underlay",
             Self::WrongPassphrase { .. } => "try again, or give a key file with --key-file",
+            Self::Key { .. } => {
+                "give this repository's key; if that is what it is, `underlay repair descriptor` puts underlay.json back"
+            }
             Self::NeedsRestoreKey => {
                 "give the restore key with --key-file, or a passphrase that opens a slot holding it"
             }

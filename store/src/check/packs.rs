@@ -152,6 +152,8 @@ async fn scrub(
                 found.bad.remove(&pack.name);
                 sound.push(pack.name);
             }
+            // Whoever has keys has told which of it is damaged.
+            Some(_) if !options.scrub && !pack.retired => {}
             Some(what) => {
                 found.bad.insert(pack.name, BadPack { id, what, known: pack.retired });
             }

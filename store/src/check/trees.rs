@@ -130,15 +130,13 @@ impl<'a> Trees<'a> {
                 self.loss.touched.entry(*leaf).or_default().chunks.push(*id);
             }
             let whole = |place: &Location| self.bad.contains_key(&place.pack);
-            let what = if places.is_empty() {
-                "it is in no pack"
-            } else if places.iter().all(whole) {
-                "every pack that holds it is damaged"
-            } else {
-                "every copy of it is damaged"
+            let what = match places.is_empty() {
+                true => "it is in no pack",
+                false => "every copy of it is damaged",
             };
             let known = self.loss.chunk_places.insert(*id, retired(&places, *id.as_bytes(), whole));
-            if known.is_none() {
+            // Where it is the packs that are bad, they are named.
+            if known.is_none() && (places.is_empty() || !places.iter().all(whole)) {
                 self.name(format!("chunk {id}"), what, report);
             }
         }

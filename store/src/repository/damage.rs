@@ -34,7 +34,11 @@ impl Repository {
             now_ms: (self.clock)(),
             record: self.is_ours() && !options.dry_run,
         };
-        check::check(&ground, options, progress).await
+        let mut checked = check::check(&ground, options, progress).await?;
+        if let Some(what) = &self.lost_catalog {
+            checked.report.find("catalog", what.clone());
+        }
+        Ok(checked)
     }
 
     /// Takes out of use what somebody with keys found damaged.

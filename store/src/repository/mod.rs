@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
-use crate::catalog::Catalog;
+use crate::catalog::{self, Catalog};
 use crate::id::{RepositoryId, SlotId};
 use crate::names;
 use crate::snapshot::{Descriptor, Timestamp};
@@ -43,6 +43,8 @@ pub struct Repository {
     unreadable: Vec<StoredDocument>,
     /// Held open: while it is, nobody puts another catalog in the place of this one.
     _users: Option<File>,
+    /// What is wrong with the catalog, if it is so damaged that the repository is read without it.
+    lost_catalog: Option<String>,
 }
 
 impl Repository {
@@ -83,17 +85,21 @@ impl Repository {
             let users = sync::join_users(&path)?;
             Ok((sync::open_catalog(&path, state, id, &backend).await?, Some(users)))
         };
-        let (catalog, users) = match opened.await {
+        let (catalog, users, lost_catalog) = match opened.await {
+            Ok((catalog, users)) => (catalog, users, None),
             // Whoever only reads needs no catalog that can be written, or is sound.
             Err(error @ (Error::File { .. } | Error::Catalog { .. })) if access == Access::Read => {
                 tracing::warn!("{error}; reading the repository without it, which takes longer");
-                (sync::temporary_catalog(id, &backend).await?, None)
+                let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+                let what = format!("{error}{}", source.unwrap_or_default());
+                let lost = catalog::is_damaged(&error).then_some(what);
+                (sync::temporary_catalog(id, &backend).await?, None, lost)
             }
-            other => other?,
+            Err(error) => return Err(error),
         };
         let clock = Arc::new(|| Timestamp::now().as_milliseconds());
         let repository = Self::open_with(backend, catalog, id, clock, access).await?;
-        Ok(Self { _users: users, ..repository })
+        Ok(Self { _users: users, lost_catalog, ..repository })
     }
 
     /// Opens repository `id` on a catalog that the caller has opened, with the caller's clock.
@@ -122,8 +128,9 @@ impl Repository {
             Err(error) => return Err(error),
         };
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        let _users = None;
-        let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable, _users };
+        let (_users, lost_catalog) = (None, None);
+        let repository =
+            Self { id, backend, catalog, nodes, access, ownership, clock, unreadable, _users, lost_catalog };
         if access != Access::Read {
             // Whoever was killed while it forgot had decided.
             for snapshot in repository.catalog.forgotten_objects()? {
