@@ -18,6 +18,7 @@ mod report;
 mod restore;
 mod restore_domain;
 mod show;
+mod target_path;
 mod text;
 
 use std::ffi::OsString;

@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -15,6 +14,7 @@ use super::App;
 use super::holes;
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::restore_domain::{Attempt, DefineOptions, keeps_firmware_variables};
+use super::target_path::{absolute, is_device, is_raw_by_name};
 use super::text::{count, say, size, warn};
 use crate::domain::kept::NVRAM_DISK;
 use crate::restore::{
@@ -383,39 +383,5 @@ impl Written<'_> {
             Err(failure) => document["error"] = json!(failure.line()),
         }
         document
-    }
-}
-
-fn is_raw_by_name(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "raw" || ending == "img" || ending == "fd")
-}
-
-fn is_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
-}
-
-/// The absolute path of a folder that may not be there yet, in a folder that is.
-fn absolute(folder: &Path) -> std::io::Result<PathBuf> {
-    let missing = match (folder.canonicalize(), folder.file_name()) {
-        (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => name,
-        (found, _) => return found,
-    };
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(missing))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_definition_names_folders_that_stay_where_they_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = folder.path().canonicalize().unwrap();
-        std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
-        assert_eq!(absolute(&real.join("link")).unwrap(), real);
-        assert_eq!(absolute(&real.join("link/../new/")).unwrap(), real.parent().unwrap().join("new"));
-        assert_eq!(absolute(Path::new("new/")).unwrap(), std::env::current_dir().unwrap().join("new"));
-        assert!(absolute(&real.join("no/such")).is_err());
     }
 }

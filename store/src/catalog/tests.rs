@@ -7,6 +7,7 @@ use super::*;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SnapshotId};
 
 mod model;
+mod retired;
 mod snapshots;
 
 use snapshots::{commit, import};
