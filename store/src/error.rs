@@ -80,7 +80,7 @@ pub enum Error {
     },
     /// Another process uses what must be used alone.
     #[error("{path} is in use by another underlay")]
-    Busy {
+    InUse {
         /// The file.
         path: PathBuf,
     },
@@ -166,6 +166,17 @@ pub enum Error {
         /// The snapshot.
         snapshot: SnapshotId,
     },
+    /// Somebody else is doing what cannot be done twice at once.
+    #[error("{what} of this repository is already under way")]
+    Busy {
+        /// What it is.
+        what: &'static str,
+    },
+    /// Collecting might keep a damaged copy and drop the sound one that a backup stored in its place.
+    #[error(
+        "nothing is collected: damaged copies lie beside sound ones, and a collection does not tell them apart"
+    )]
+    DamagedCopies,
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -207,10 +218,14 @@ impl Error {
             Self::Catalog { .. } => {
                 "is its disk full or read-only? if not, `underlay repair catalog` builds it anew from the repository"
             }
-            Self::Busy { .. } => "try again when no other underlay works on this repository",
+            Self::InUse { .. } => "try again when no other underlay works on this repository",
+            Self::DamagedCopies => {
+                "backups and restores go on as ever; if the packs are sound after all, `underlay repair` finds out"
+            }
             Self::NoSnapshot { .. } => "`underlay list` shows them all",
             Self::Protected { .. } => "`underlay protect --off SNAPSHOT` lifts it",
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
+            Self::Busy { .. } => "wait until it has ended",
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",
             _ => return None,
         })

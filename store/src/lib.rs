@@ -11,6 +11,7 @@ pub mod cut;
 pub mod digest;
 pub mod document;
 pub mod error;
+pub mod gc;
 pub mod hexadecimal;
 pub mod id;
 pub mod key;

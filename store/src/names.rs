@@ -22,6 +22,8 @@ pub const PROTECTED: &str = "protected/";
 
 /// Folder of marks on snapshots that lost data, with its slash.
 pub const DAMAGED: &str = "damaged/";
+/// Folder of records of what is being deleted, with its slash.
+pub const DELETIONS: &str = "deletions/";
 
 /// An object of a repository. Displays as its name in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +42,8 @@ pub enum ObjectName {
     Protection(SnapshotId),
     /// `damaged/<32 hex>.json`: that snapshot lost data.
     Damage(SnapshotId),
+    /// `deletions/<16 hex>-<8 hex>.json`: the generation of the owner who deletes, and a count.
+    Deletion(u64, u32),
 }
 
 impl ObjectName {
@@ -56,6 +60,14 @@ impl ObjectName {
             SNAPSHOTS => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Snapshot),
             PROTECTED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Protection),
             DAMAGED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Damage),
+            DELETIONS => {
+                let (generation, number) = rest.strip_suffix(".json")?.split_once('-')?;
+                let deletion = Self::Deletion(
+                    u64::from_str_radix(generation, 16).ok()?,
+                    u32::from_str_radix(number, 16).ok()?,
+                );
+                (deletion.to_string() == name).then_some(deletion)
+            }
             CLAIMS => {
                 let digits = rest.strip_suffix(".json")?;
                 let generation = u64::from_str_radix(digits, 16).ok()?;
@@ -84,6 +96,7 @@ impl fmt::Display for ObjectName {
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
             Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
             Self::Damage(snapshot) => write!(f, "{DAMAGED}{snapshot}.json"),
+            Self::Deletion(generation, number) => write!(f, "{DELETIONS}{generation:016x}-{number:08x}.json"),
         }
     }
 }
@@ -118,6 +131,11 @@ pub fn damage(snapshot: &SnapshotId) -> String {
     ObjectName::Damage(*snapshot).to_string()
 }
 
+/// `deletions/<16 hex>-<8 hex>.json`.
+pub fn deletion(generation: u64, number: u32) -> String {
+    ObjectName::Deletion(generation, number).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +149,7 @@ mod tests {
             ObjectName::Claim(1),
             ObjectName::Protection(SnapshotId::new([0x5f; 16])),
             ObjectName::Damage(SnapshotId::new([0x6f; 16])),
+            ObjectName::Deletion(7, u32::MAX),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),
             ObjectName::Snapshot(SnapshotId::new([0xef; 16])),
@@ -153,6 +172,8 @@ mod tests {
             "keys/ABABABABABABABAB.json".into(),
             "claims/+00000000000000a.json".into(),
             "claims/a.json".into(),
+            "deletions/0000000000000001-1.json".into(),
+            "deletions/+000000000000001-00000001.json".into(),
             format!("packs/{hex}"),
             format!("packs/ab/{hex}"),
             format!("packs/cd/{hex}.tmp"),

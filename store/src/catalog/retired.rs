@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::lookup::{code, table};
+use super::lookup::{RETIRED, code, table};
 use super::record::{PackRecord, Retired};
 use super::{Catalog, Outcome, expect, failed, from_sql, to_sql};
 use crate::error::Result;
@@ -88,6 +88,33 @@ impl Catalog {
                 packs.push(PackId::new(kind, expect(PackName::from_slice(&name), "pack name")?));
             }
             Ok(packs)
+        })
+    }
+
+    /// Whether something that is out of use in one place is in use in another: whoever chooses between them must not choose the first.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`](crate::Error::Catalog).
+    pub fn has_healed(&self) -> Result<bool> {
+        self.read("look for damaged copies", |transaction| {
+            let any: bool =
+                transaction.query_row("SELECT EXISTS (SELECT 1 FROM retired)", (), |row| row.get(0))?;
+            for kind in [PackKind::Data, PackKind::Nodes].into_iter().filter(|_| any) {
+                let table = table(kind);
+                let found = transaction.query_row(
+                    &format!(
+                        "SELECT EXISTS (SELECT 1 FROM {table} o WHERE
+                           EXISTS (SELECT 1 FROM retired r WHERE r.pack = o.pack AND r.id IN (x'', o.id))
+                           AND EXISTS (SELECT 1 FROM {table} c WHERE c.id = o.id AND NOT {RETIRED}))"
+                    ),
+                    (),
+                    |row| row.get::<_, bool>(0),
+                )?;
+                if found {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         })
     }
 

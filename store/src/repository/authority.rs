@@ -13,6 +13,7 @@ use crate::authority::{
 use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
 use crate::check::{CheckOptions, CheckReport};
 use crate::document;
+use crate::gc::{GcOptions, GcReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, PackId, PackKind};
@@ -87,13 +88,13 @@ impl Authority for Repository {
     }
 
     async fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        let ids = ids.to_vec();
-        self.with_catalog(move |catalog| catalog.have_chunks(session, &ids)).await
+        let (ids, now) = (ids.to_vec(), (self.clock)());
+        self.with_catalog(move |catalog| catalog.have_chunks(session, &ids, now)).await
     }
 
     async fn have_nodes(&self, session: SessionId, ids: &[NodeId]) -> Result<Vec<bool>> {
-        let ids = ids.to_vec();
-        self.with_catalog(move |catalog| catalog.have_nodes(session, &ids)).await
+        let (ids, now) = (ids.to_vec(), (self.clock)());
+        self.with_catalog(move |catalog| catalog.have_nodes(session, &ids, now)).await
     }
 
     async fn pin_roots(&self, session: SessionId, roots: &[Root]) -> Result<Vec<bool>> {
@@ -128,7 +129,8 @@ impl Authority for Repository {
         // Whoever was shut out hears of it before it sends more.
         self.ownership.still_ours(&self.backend).await?;
         // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
-        self.with_catalog(move |catalog| catalog.expect_pack(session, name, kind)).await?;
+        let (pack, now) = (PackId::new(kind, name), (self.clock)());
+        self.with_catalog(move |catalog| catalog.expect_pack(session, &pack, now)).await?;
         self.backend.put(&names::pack(kind, &name), bytes).await?;
         self.with_catalog(move |catalog| catalog.add_pack(session, &record)).await?;
         Ok(name)
@@ -155,12 +157,18 @@ impl Authority for Repository {
         self.with_catalog(move |catalog| catalog.begin_commit(session)).await?;
         self.backend.put(&names::snapshot(&id), document.clone()).await?;
         self.ownership.still_ours(&self.backend).await?;
-        self.with_catalog(move |catalog| {
+        let committed = self.with_catalog(move |catalog| {
             let (time_ms, vm) = (snapshot.time.as_milliseconds(), snapshot.vm.as_str());
             let record = SnapshotRecord { snapshot: id, vm, time_ms, document: &document, roots: &roots };
             catalog.commit_session(session, &record, &proven)
-        })
-        .await
+        });
+        let committed = committed.await;
+        if matches!(committed, Err(Error::Session { .. })) {
+            // Shut out meanwhile: what it needs may be gone, and nobody was told of it. A catalog built anew would take it for a
+            // snapshot that was lost.
+            self.backend.delete(&names::snapshot(&id)).await?;
+        }
+        committed
     }
 
     async fn abandon(&self, session: SessionId) -> Result<()> {
@@ -229,6 +237,13 @@ impl Authority for Repository {
 
     async fn totals(&self) -> Result<Totals> {
         self.with_catalog(Catalog::totals).await
+    }
+
+    async fn gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport> {
+        if self.with_catalog(Catalog::has_healed).await? {
+            return Err(Error::DamagedCopies);
+        }
+        self.collect(options, progress).await
     }
 
     async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {

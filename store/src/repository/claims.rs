@@ -16,6 +16,20 @@ pub(super) fn is_damaged_claim(error: &Error) -> bool {
     matches!(error, Error::Damaged { object, .. } | Error::Missing { object } if object.starts_with(CLAIMS))
 }
 
+/// The highest generation that a claim is named after, whatever it says; 0 if there is none.
+pub(super) async fn newest_name(backend: &Backend) -> Result<u64> {
+    let listed = backend.list(CLAIMS).await?;
+    let generations = listed.iter().filter_map(|(name, _)| match ObjectName::parse(name) {
+        Some(ObjectName::Claim(generation)) => Some(generation),
+        _ => None,
+    });
+    let mut generation = generations.max().unwrap_or(0);
+    while backend.exists(&names::claim(generation + 1)).await? {
+        generation += 1;
+    }
+    Ok(generation)
+}
+
 impl Repository {
     /// Makes the repository this host's if its newest claim cannot be read: nobody can tell whose it was. Returns the new claim's
     /// name; `None` if there was nothing to do. The damaged claim stays where it is.
@@ -34,15 +48,7 @@ impl Repository {
             Some(owner) => owner,
             None => sync::open_catalog(&path, state, id, backend).await?.owner(),
         };
-        let listed = backend.list(CLAIMS).await?;
-        let generations = listed.iter().filter_map(|(name, _)| match ObjectName::parse(name) {
-            Some(ObjectName::Claim(generation)) => Some(generation),
-            _ => None,
-        });
-        let mut generation = generations.max().unwrap_or(0) + 1;
-        while backend.exists(&names::claim(generation)).await? {
-            generation += 1;
-        }
+        let generation = newest_name(backend).await? + 1;
         let name = names::claim(generation);
         if !dry_run {
             let created = Timestamp::now();

@@ -2,7 +2,9 @@
 
 mod authority;
 mod claims;
+mod collect;
 mod damage;
+mod deletions;
 mod nodes;
 mod owner;
 mod rebuild;
@@ -114,20 +116,20 @@ impl Repository {
         access: Access,
     ) -> Result<Self> {
         let catalog = Arc::new(catalog);
+        let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
         let settled = owner::Ownership::settle(&backend, id, catalog.owner(), access).await;
         let (ownership, unreadable) = match settled {
-            Ok((ownership, true)) => (ownership, sync::adopt(&backend, &catalog, id).await?),
+            Ok((ownership, true)) => (ownership, sync::adopt(&backend, &catalog, &nodes, id).await?),
             Ok((ownership, false)) => (ownership, sync::import(&backend, &catalog, id).await?),
             // Whoever only reads need not know whose it is. It may be this host's: nothing is concluded from what is not listed.
             Err(error) if access == Access::Read && claims::is_damaged_claim(&error) => {
                 tracing::warn!("{error}; only reading is possible");
                 let nobody =
                     owner::Ownership::settle(&Backend::memory(), id, catalog.owner(), access).await?;
-                (nobody.0, sync::adopt(&backend, &catalog, id).await?)
+                (nobody.0, sync::adopt(&backend, &catalog, &nodes, id).await?)
             }
             Err(error) => return Err(error),
         };
-        let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
         let (_users, lost_catalog) = (None, None);
         let repository =
             Self { id, backend, catalog, nodes, access, ownership, clock, unreadable, _users, lost_catalog };

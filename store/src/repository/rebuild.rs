@@ -48,7 +48,7 @@ impl Repository {
     /// holds and `verifies` believes are put back into the bucket first.
     ///
     /// # Errors
-    /// [`Error::Busy`] while another process uses the catalog; [`Error::OwnedElsewhere`]; as [`Repository::open`].
+    /// [`Error::InUse`] while another process uses the catalog; [`Error::OwnedElsewhere`]; as [`Repository::open`].
     pub async fn rebuild_catalog(
         backend: &Backend,
         state: &Path,

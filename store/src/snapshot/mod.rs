@@ -2,6 +2,7 @@
 
 mod claim;
 mod damage;
+mod deletion;
 mod descriptor;
 mod private;
 mod protection;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use claim::Claim;
 pub use damage::{DamageMark, DamagedDisk, DamagedPlace};
+pub use deletion::Deletion;
 pub use descriptor::Descriptor;
 pub use private::{PrivateField, PrivateImage, PrivateMetadata};
 pub use protection::Protection;
