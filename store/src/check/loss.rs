@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::catalog::Retired;
-use crate::id::{ChunkId, NodeId, Root};
+use crate::id::{ChunkId, NodeId, PackName, Root};
 
 /// What is lost right below a node, or with it.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(crate) struct Here {
 /// Everything that snapshots need and that cannot be had.
 #[derive(Debug, Default)]
 pub(crate) struct Loss {
-    /// Nodes at which something is lost.
+    /// Nodes at which something is lost, or that lie in bad packs only and could still be read.
     pub touched: HashMap<NodeId, Here>,
     /// Of each node above one of those: the children through which they are reached.
     pub below: HashMap<NodeId, Vec<NodeId>>,
@@ -25,6 +25,8 @@ pub(crate) struct Loss {
     pub chunk_places: HashMap<ChunkId, Vec<Retired>>,
     /// Where the lost nodes lie, or should.
     pub node_places: HashMap<NodeId, Vec<Retired>>,
+    /// Bad packs with nodes that could still be read, and lie nowhere else.
+    pub at_risk: HashSet<PackName>,
 }
 
 /// What one tree lost.
@@ -34,8 +36,14 @@ pub(crate) struct Lost {
     pub nodes: BTreeSet<NodeId>,
 }
 
+impl Lost {
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.nodes.is_empty()
+    }
+}
+
 impl Loss {
-    /// Whether the tree lost something.
+    /// Whether the tree lost something, or is about to: it is to be stored anew.
     pub fn touches(&self, root: &Root) -> bool {
         root.node.is_some_and(|node| self.touched.contains_key(&node) || self.below.contains_key(&node))
     }

@@ -72,7 +72,8 @@ pub(crate) async fn check(
     roots.retain(|root| checked.loss.touches(root));
     checked.report.roots = roots;
     affected(&mut checked);
-    let needed: HashSet<PackName> = lost_places(&checked.loss).iter().map(pack_of).collect();
+    let mut needed: HashSet<PackName> = lost_places(&checked.loss).iter().map(pack_of).collect();
+    needed.extend(&checked.loss.at_risk);
     let mut bad: Vec<_> = packs.bad.into_values().collect();
     bad.sort_unstable_by_key(|pack| pack.id);
     for pack in bad {
@@ -108,6 +109,9 @@ fn affected(checked: &mut Checked) {
     for snapshot in &checked.snapshots {
         for disk in snapshot.disks.iter().filter(|disk| checked.loss.touches(&disk.root)) {
             let lost = checked.loss.of(&disk.root);
+            if lost.is_empty() {
+                continue;
+            }
             checked.report.affected.push(Affected {
                 snapshot: snapshot.snapshot,
                 vm: snapshot.vm.clone(),

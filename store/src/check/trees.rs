@@ -8,6 +8,7 @@ use super::{CheckReport, Ground};
 use crate::Result;
 use crate::catalog::{Location, Retired};
 use crate::id::{ChunkId, NodeId, PackName, Root};
+use crate::pack::PackKind;
 use crate::tree::{Node, Run, root_level};
 
 /// Nodes or chunks looked at together.
@@ -39,6 +40,7 @@ impl<'a> Trees<'a> {
             let mut batch = open.split_off(open.len().saturating_sub(BATCH));
             batch.retain(|(id, _)| self.seen.insert(*id));
             let found = self.read(&batch, report).await?;
+            self.look_for_risks(&batch)?;
             let mut chunks = Vec::new();
             for ((id, level), node) in batch.into_iter().zip(found) {
                 match node {
@@ -99,6 +101,21 @@ impl<'a> Trees<'a> {
             });
         }
         Ok(nodes)
+    }
+
+    /// Nodes that can still be read and lie in bad packs only are to be stored anew.
+    fn look_for_risks(&mut self, batch: &[(NodeId, u8)]) -> Result<()> {
+        if self.bad.values().all(|pack| pack.id.kind != PackKind::Nodes) {
+            return Ok(());
+        }
+        let ids: Vec<NodeId> = batch.iter().map(|(id, _)| *id).collect();
+        for (id, places) in ids.iter().zip(self.ground.catalog.locate_nodes(&ids)?) {
+            if places.iter().all(|place| place.retired || self.bad.contains_key(&place.pack)) {
+                self.loss.touched.entry(*id).or_default();
+                self.loss.at_risk.extend(places.iter().map(|place| place.pack));
+            }
+        }
+        Ok(())
     }
 
     fn node_is_lost(&mut self, id: NodeId, what: String, report: &mut CheckReport) {

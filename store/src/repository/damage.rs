@@ -220,6 +220,9 @@ fn new_mark(checked: &Checked, snapshot: &Snapshot, now: Timestamp) -> Option<Da
     let (mut disks, mut places) = (Vec::new(), BTreeSet::new());
     for disk in snapshot.disks.iter().filter(|disk| loss.touches(&disk.root)) {
         let lost = loss.of(&disk.root);
+        if lost.is_empty() {
+            continue;
+        }
         let (chunks, nodes) = (lost.chunks.len() as u64, lost.nodes.len() as u64);
         disks.push(DamagedDisk { name: disk.name.clone(), chunks, nodes });
         let chunks = lost.chunks.iter().filter_map(|id| loss.chunk_places.get(id)).flatten();
