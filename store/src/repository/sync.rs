@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::damage::{Trust, retire_marked};
-use super::{NodeReader, claims, deletions, owner};
+use super::{NodeReader, deletions, owner};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::{Catalog, Held, PackRecord, SessionState, SnapshotRecord};
@@ -154,10 +154,7 @@ pub(super) async fn import(
     id: RepositoryId,
 ) -> Result<Vec<StoredDocument>> {
     // After the claim was written, if one is: whatever is recorded later is not deleted any more.
-    let generation = match owner::current(backend, &id).await {
-        Err(error) if claims::is_damaged_claim(&error) => claims::newest_name(backend).await?,
-        claim => claim?.map_or(0, |claim| claim.generation),
-    };
+    let generation = owner::highest(backend).await?;
     catalog.bury(&deletions::buried(backend, &id, generation).await?)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
