@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{Repository, catalog_path, owner, sync};
 use crate::backend::Backend;
-use crate::id::OwnerId;
-use crate::names::{self, CLAIMS, ObjectName};
+use crate::id::{OwnerId, RepositoryId};
+use crate::names::{self, CLAIMS};
 use crate::snapshot::{Claim, Descriptor, Timestamp};
 use crate::{Error, Result};
 
@@ -16,18 +16,15 @@ pub(super) fn is_damaged_claim(error: &Error) -> bool {
     matches!(error, Error::Damaged { object, .. } | Error::Missing { object } if object.starts_with(CLAIMS))
 }
 
-/// The highest generation that a claim is named after, whatever it says; 0 if there is none.
-pub(super) async fn newest_name(backend: &Backend) -> Result<u64> {
-    let listed = backend.list(CLAIMS).await?;
-    let generations = listed.iter().filter_map(|(name, _)| match ObjectName::parse(name) {
-        Some(ObjectName::Claim(generation)) => Some(generation),
-        _ => None,
-    });
-    let mut generation = generations.max().unwrap_or(0);
-    while backend.exists(&names::claim(generation + 1)).await? {
-        generation += 1;
+/// The claim of the highest generation; `None` before the first.
+pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Result<Option<Claim>> {
+    match owner::highest(backend).await? {
+        0 => Ok(None),
+        generation => {
+            let bytes = backend.get(&names::claim(generation)).await?;
+            Claim::open(generation, repository, &bytes).map(Some)
+        }
     }
-    Ok(generation)
 }
 
 impl Repository {
@@ -38,7 +35,7 @@ impl Repository {
     /// As [`Repository::open`].
     pub async fn repair_claim(backend: &Backend, state: &Path, dry_run: bool) -> Result<Option<String>> {
         let id = Descriptor::peek(&backend.get(names::DESCRIPTOR).await?)?.repository;
-        match owner::current(backend, &id).await {
+        match current(backend, &id).await {
             Err(error) if is_damaged_claim(&error) => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(None),
@@ -48,7 +45,7 @@ impl Repository {
             Some(owner) => owner,
             None => sync::open_catalog(&path, state, id, backend).await?.owner(),
         };
-        let generation = newest_name(backend).await? + 1;
+        let generation = owner::highest(backend).await? + 1;
         let name = names::claim(generation);
         if !dry_run {
             let created = Timestamp::now();

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::damage::{Trust, retire_marked};
-use super::{Repository, catalog_path, owner, sync};
+use super::{Repository, catalog_path, claims, sync};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::Catalog;
@@ -64,7 +64,7 @@ impl Repository {
             Some(owner) => Some(owner),
             None => old.as_ref().map(Catalog::owner),
         };
-        if let Some(claim) = owner::current(backend, &id).await?
+        if let Some(claim) = claims::current(backend, &id).await?
             && remembered != Some(claim.owner)
         {
             return Err(Error::OwnedElsewhere { host: claim.host, generation: claim.generation });
