@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Serialize;
 
 use crate::Result;
 use crate::catalog::{Location, Totals};
@@ -12,7 +13,7 @@ use crate::gc::{GcOptions, GcReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
 use crate::pack::PackKind;
 use crate::progress::Progress;
-use crate::snapshot::Timestamp;
+use crate::snapshot::{DamageMark, Timestamp};
 
 /// What a client gets when it opens a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,67 @@ pub struct StoredDocument {
     pub name: String,
     /// The document's text.
     pub bytes: Bytes,
+}
+
+/// Damage that somebody with keys found. It can only take things out of use: whoever lies causes an upload, never a loss.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Copies of chunks that are not what their ids say, with the packs they lie in.
+    pub chunks: Vec<(ChunkId, PackName)>,
+    /// Nodes of which no copy is what its id says.
+    pub nodes: Vec<NodeId>,
+    /// Trees that lost something by that.
+    pub roots: Vec<Root>,
+}
+
+/// What came of a [`Withdrawal`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Withdrawn {
+    /// It was recorded. If not, this host is not the owner.
+    pub recorded: bool,
+    /// Places newly taken out of use.
+    pub retired: u64,
+    /// The packs are sound and hold something else than the catalog says: it is the catalog that is damaged.
+    pub catalog_differs: bool,
+}
+
+/// A mark that says of a snapshot that it lost data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// What the mark says; `None` if it cannot be read.
+    pub mark: Option<DamageMark>,
+}
+
+/// How to repair.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepairOptions {
+    /// Find out and change nothing.
+    pub dry_run: bool,
+    /// Snapshots whose documents, as [`Authority::snapshots`] gave them, verify: those may be put back into the bucket.
+    pub verified: Vec<SnapshotId>,
+}
+
+/// What a repair found and did. Nothing is ever dropped by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RepairReport {
+    /// What the check found.
+    pub check: CheckReport,
+    /// Snapshots whose documents were put back into the bucket.
+    pub put_back: Vec<SnapshotId>,
+    /// Snapshots newly marked as damaged, or marked with something else than before.
+    pub marked: Vec<SnapshotId>,
+    /// Snapshots found whole again, whose marks were removed.
+    pub unmarked: Vec<SnapshotId>,
+    /// Marks that cannot be read, of snapshots that are protected: written anew.
+    pub protections: Vec<SnapshotId>,
+    /// Lost chunks and nodes that the newest snapshot of some machine needs: its next backup stores again what its disks still hold.
+    pub may_heal: u64,
+    /// Lost chunks and nodes that only older snapshots need: gone, unless some disk still holds the same.
+    pub gone: u64,
+    /// The catalog contradicts the packs: it has to be built anew before anything else.
+    pub catalog_is_damaged: bool,
 }
 
 /// The authority over one repository: says what is stored, takes packs, commits snapshots. It holds no keys.
@@ -97,6 +159,15 @@ pub trait Authority: Send + Sync {
     /// Collects the space of what no snapshot and no open session needs.
     async fn gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport>;
 
-    /// Compares catalog, bucket and trees, without any key.
+    /// Compares catalog, bucket and trees, without any key. What is found damaged is taken out of use, if this is the owner.
     async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport>;
+
+    /// Takes out of use what somebody with keys found damaged.
+    async fn withdraw(&self, damage: &Withdrawal) -> Result<Withdrawn>;
+
+    /// Snapshots that are marked as damaged, in ascending order.
+    async fn marked(&self) -> Result<Vec<Marked>>;
+
+    /// Checks, reads what is under suspicion, and marks the snapshots that lost data in the bucket.
+    async fn repair(&self, options: &RepairOptions, progress: &dyn Progress) -> Result<RepairReport>;
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::id::{SessionId, SnapshotId};
+use crate::names;
 
 /// The source below an error, as another library reported it.
 pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -76,6 +77,12 @@ pub enum Error {
         /// SQLite's own report.
         #[source]
         source: Source,
+    },
+    /// Another process uses what must be used alone.
+    #[error("{path} is in use by another underlay")]
+    InUse {
+        /// The file.
+        path: PathBuf,
     },
     /// A local file could not be used.
     #[error("cannot {action} {path}")]
@@ -193,18 +200,20 @@ impl Error {
             Self::AlreadyExists { .. } => "choose another place; an existing repository is never overwritten",
             Self::Version { .. } => "use a newer underlay",
             Self::WrongPassphrase { .. } => "try again, or give a key file with --key-file",
+            Self::Key { .. } => {
+                "give this repository's key; if that is what it is, `underlay repair descriptor` puts underlay.json back"
+            }
             Self::NeedsRestoreKey => {
                 "give the restore key with --key-file, or a passphrase that opens a slot holding it"
             }
             Self::OwnedElsewhere { .. } => {
                 "work from that host, or take the repository over with --take-over if that host is gone for good"
             }
-            Self::Damaged { .. } | Self::Missing { .. } => {
-                "run `underlay check --read-data` to see which snapshots are affected"
-            }
+            Self::Damaged { object, .. } | Self::Missing { object } => damage_hint(object),
             Self::Catalog { .. } => {
-                "is its disk full or read-only? if the catalog is damaged, move it away: it is built again from the repository"
+                "is its disk full or read-only? if not, `underlay repair catalog` builds it anew from the repository"
             }
+            Self::InUse { .. } => "try again when no other underlay works on this repository",
             Self::NoSnapshot { .. } => "`underlay list` shows them all",
             Self::Protected { .. } => "`underlay protect --off SNAPSHOT` lifts it",
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
@@ -215,6 +224,29 @@ impl Error {
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",
             _ => return None,
         })
+    }
+}
+
+/// What to do about a damaged or missing object.
+fn damage_hint(object: &str) -> &'static str {
+    let folder = object.find('/').map_or(object, |at| &object[..=at]);
+    match folder {
+        names::DESCRIPTOR => {
+            "`underlay repair descriptor` puts back the copy that a host keeps beside its catalog"
+        }
+        names::CLAIMS => {
+            "whose the repository is cannot be told: if no other host writes to it, `underlay repair claim` makes it this host's"
+        }
+        names::KEYS => {
+            "another passphrase or a key file opens the repository; `underlay key remove` removes this slot"
+        }
+        names::SNAPSHOTS => {
+            "`underlay repair` puts it back if this host's catalog holds it; `underlay forget` drops it, given its whole id"
+        }
+        names::PROTECTED | names::DAMAGED => "it counts all the same; `underlay repair` writes it anew",
+        _ => {
+            "`underlay repair` finds out which snapshots are affected, and the next backups store again what disks still hold"
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod catalog;
 pub mod check;
 pub mod cut;
+pub mod digest;
 pub mod document;
 pub mod error;
 pub mod gc;

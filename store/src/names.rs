@@ -20,6 +20,8 @@ pub const SNAPSHOTS: &str = "snapshots/";
 /// Folder of marks that protect snapshots, with its slash.
 pub const PROTECTED: &str = "protected/";
 
+/// Folder of marks on snapshots that lost data, with its slash.
+pub const DAMAGED: &str = "damaged/";
 /// Folder of records of what is being deleted, with its slash.
 pub const DELETIONS: &str = "deletions/";
 
@@ -38,6 +40,8 @@ pub enum ObjectName {
     Snapshot(SnapshotId),
     /// `protected/<32 hex>.json`: that snapshot is protected.
     Protection(SnapshotId),
+    /// `damaged/<32 hex>.json`: that snapshot lost data.
+    Damage(SnapshotId),
     /// `deletions/<16 hex>-<8 hex>.json`: the generation of the owner who deletes, and a count.
     Deletion(u64, u32),
 }
@@ -55,6 +59,7 @@ impl ObjectName {
             KEYS => SlotId::from_hex(rest.strip_suffix(".json")?).map(Self::Slot),
             SNAPSHOTS => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Snapshot),
             PROTECTED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Protection),
+            DAMAGED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Damage),
             DELETIONS => {
                 let (generation, number) = rest.strip_suffix(".json")?.split_once('-')?;
                 let deletion = Self::Deletion(
@@ -90,6 +95,7 @@ impl fmt::Display for ObjectName {
             }
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
             Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
+            Self::Damage(snapshot) => write!(f, "{DAMAGED}{snapshot}.json"),
             Self::Deletion(generation, number) => write!(f, "{DELETIONS}{generation:016x}-{number:08x}.json"),
         }
     }
@@ -120,6 +126,11 @@ pub fn protection(snapshot: &SnapshotId) -> String {
     ObjectName::Protection(*snapshot).to_string()
 }
 
+/// `damaged/<32 hex>.json`.
+pub fn damage(snapshot: &SnapshotId) -> String {
+    ObjectName::Damage(*snapshot).to_string()
+}
+
 /// `deletions/<16 hex>-<8 hex>.json`.
 pub fn deletion(generation: u64, number: u32) -> String {
     ObjectName::Deletion(generation, number).to_string()
@@ -137,6 +148,7 @@ mod tests {
             ObjectName::Claim(u64::MAX),
             ObjectName::Claim(1),
             ObjectName::Protection(SnapshotId::new([0x5f; 16])),
+            ObjectName::Damage(SnapshotId::new([0x6f; 16])),
             ObjectName::Deletion(7, u32::MAX),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),

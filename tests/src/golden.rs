@@ -10,6 +10,7 @@ use underlay_client::backup::{BackupOptions, DiskSource, Environment, Job, backu
 use underlay_client::image::{Chain, Format, OpenOptions};
 use underlay_store::authority::Authority;
 use underlay_store::backend::{Backend, Options};
+use underlay_store::gc::GcOptions;
 use underlay_store::id::OwnerId;
 use underlay_store::key::slot::{Argon2id, Slot};
 use underlay_store::key::{Key, file};
@@ -103,6 +104,11 @@ impl Writer<'_> {
         fs::write(w.dir.join("short.raw"), [text(40_000, 5), noise(30_003, 6)].concat())?;
         w.img("create -f qcow2 -b base.raw -F raw web.qcow2 4M")?;
         w.img("create -f raw empty.raw 3M")?;
+        // Dropped in the end: its packs go, and what others need of them is copied.
+        w.img("create -f qcow2 gone.qcow2 4M")?;
+        w.io("gone.qcow2", &["write -P 0x61 1M 64k", "write -P 0x54 2M 64k"])?;
+        let gone = self.snapshot("gone", Consistency::Offline, &[("vda", "gone.qcow2")])?;
+        self.snapshots.clear();
         w.io("web.qcow2", &["write -P 0x31 1M 100k", "write -z 64k 64k"])?;
         let web = [("vda", "web.qcow2"), ("vdb", "empty.raw")];
         self.snapshot("web", Consistency::Offline, &web)?;
@@ -127,6 +133,11 @@ impl Writer<'_> {
         self.snapshot("big", Consistency::Offline, &[("vda", "big.qcow2")])?;
         w.io("big.qcow2", &["write -P 0x54 260M 64k"])?;
         self.snapshot("big", Consistency::Offline, &[("vda", "big.qcow2")])?;
+        let (repository, runtime) = (&self.lab.repository, &self.lab.runtime);
+        runtime.block_on(repository.forget(gone))?;
+        let options = GcOptions { max_unused: 0.0, ..GcOptions::default() };
+        let report = runtime.block_on(repository.gc(&options, &Silent))?;
+        assert!(report.copied_from.packs > 0, "{report:?}");
         Ok(())
     }
 

@@ -82,6 +82,15 @@ impl Underlay {
         Self { state: folder.join("state elsewhere"), ..self.clone() }
     }
 
+    /// The same in a copy of the folder that it was made in.
+    pub fn moved(&self, folder: &Path) -> Self {
+        let mut moved = self.elsewhere(folder);
+        moved.location = folder.join("repo").display().to_string();
+        moved.key_file = folder.join("restore.key");
+        moved.state = folder.join("state");
+        moved
+    }
+
     /// The program with everything but the verb's own arguments set.
     pub fn command<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut command = Command::new(&self.program);

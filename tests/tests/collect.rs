@@ -51,7 +51,7 @@ fn forget(lab: &Lab, snapshot: SnapshotId) {
 }
 
 fn sound(lab: &Lab) {
-    let options = CheckOptions { scrub: true };
+    let options = CheckOptions { scrub: true, ..CheckOptions::default() };
     let report = lab.runtime.block_on(lab.repository.check(&options, &Silent)).unwrap();
     assert!(report.is_sound() && report.notices.is_empty(), "{report:?}");
 }

@@ -124,7 +124,7 @@ fn a_flipped_bit_is_reported_and_never_returned() {
                     fs::rename(repository.join("catalog.kept"), repository.join("catalog")).unwrap();
                 }
             }
-            let options = CheckOptions { scrub: true };
+            let options = CheckOptions { scrub: true, ..CheckOptions::default() };
             let report = lab.runtime.block_on(lab.repository.check(&options, &Silent)).unwrap();
             if !name.starts_with("claims/") && name != "underlay.json" {
                 assert!(

@@ -318,7 +318,10 @@ fn other_versions_are_refused() {
                 said.extend(versions_in_pack(&PackId::new(kind, pack), &bytes));
                 continue;
             }
-            ObjectName::Descriptor | ObjectName::Protection(_) | ObjectName::Deletion(..) => continue,
+            ObjectName::Descriptor
+            | ObjectName::Protection(_)
+            | ObjectName::Deletion(..)
+            | ObjectName::Damage(_) => continue,
         };
         assert!(error.to_string().contains(&name), "{error}");
         said.push(error.to_string());

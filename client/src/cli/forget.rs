@@ -18,7 +18,7 @@ use super::text::{count, say, table};
 
 /// Drop snapshots: those named, or those that a policy does not keep.
 ///
-/// A policy works on each machine by itself, newest first. The newest good snapshot of a machine always stays, and so do protected ones.
+/// A policy works on each machine by itself, newest first; snapshots that lost data do not count. The newest good snapshot of a machine always stays, and so do protected ones.
 /// Times are those the repository assigned, days and weeks those of this host's time zone. A dropped snapshot is gone at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  underlay forget web@2026-11-23T17\n  \
@@ -165,6 +165,7 @@ impl Forget {
 
     fn by_policy(&self, app: &App, opened: &Opened, snapshots: &Snapshots) -> Result<Vec<Verdict>, Failure> {
         let protected = app.wait(opened.authority.protected())?;
+        let marks = app.marks(opened)?;
         let keep = &self.policy;
         let policy = Policy {
             last: keep.keep_last,
@@ -182,7 +183,7 @@ impl Forget {
                     snapshot: snapshot.snapshot,
                     time: snapshot.time,
                     protected: protected.contains(&snapshot.snapshot),
-                    good: true,
+                    good: !marks.contains_key(&snapshot.snapshot),
                 });
             }
         }

@@ -5,6 +5,7 @@ mod backup_domain;
 mod check;
 mod forget;
 mod gc;
+mod holes;
 mod init;
 mod key;
 mod list;
@@ -13,10 +14,12 @@ mod open;
 mod progress;
 mod prompt;
 mod recover;
+mod repair;
 mod report;
 mod restore;
 mod restore_domain;
 mod show;
+mod target_path;
 mod text;
 
 use std::ffi::OsString;
@@ -96,6 +99,7 @@ enum Verb {
     Restore(restore::Restore),
     Check(check::Check),
     Recover(recover::Recover),
+    Repair(repair::Repair),
     Forget(forget::Forget),
     Protect(forget::Protect),
     Gc(gc::Gc),
@@ -199,6 +203,7 @@ fn run(cli: Cli, observer: Arc<dyn Observer>) -> Result<(), Failure> {
         Verb::Restore(restore) => restore.run(&app),
         Verb::Check(check) => check.run(&app),
         Verb::Recover(recover) => recover.run(&app),
+        Verb::Repair(repair) => repair.run(&app),
         Verb::Forget(forget) => forget.run(&app),
         Verb::Protect(protect) => protect.run(&app),
         Verb::Gc(gc) => gc.run(&app),
@@ -270,6 +275,13 @@ mod tests {
             "underlay restore web@latest --to /x --define --name new --connect qemu:///system",
             "underlay restore web@latest --to /x --define --new-identity --format raw --force --json",
             "underlay check --read-data=5% --scrub --no-progress",
+            "underlay check --scrub --budget 10GiB --restore web@latest --restore 5f3a9c",
+            "underlay repair --dry-run",
+            "underlay repair --read-data --json",
+            "underlay repair catalog --dry-run",
+            "underlay repair claim",
+            "underlay repair descriptor --key-file /k",
+            "underlay restore web@latest --to /x --allow-holes",
             "underlay key add --holds backup --label office",
             "underlay key paper /file",
         ] {
@@ -309,6 +321,12 @@ mod tests {
             "underlay gc --fence-after soon",
             "underlay check --read-data=0%",
             "underlay check --read-data 5%",
+            "underlay check --budget 10GiB",
+            "underlay check --scrub --budget much",
+            "underlay repair snapshots",
+            "underlay repair --dry-run catalog",
+            "underlay repair --dry-run --read-data",
+            "underlay restore web@latest --to /x --define --allow-holes",
             "underlay key export",
             "underlay completions dos",
         ] {

@@ -1,14 +1,16 @@
 //! From a location and a key to an open repository, and to the snapshots in it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use underlay_store::Error;
 use underlay_store::authority::{Authority, StoredDocument};
 use underlay_store::backend::{Backend, Options};
+use underlay_store::id::SnapshotId;
 use underlay_store::key::{Key, RestoreKey, file, slot};
-use underlay_store::names::{ObjectName, SNAPSHOTS};
+use underlay_store::names::{DESCRIPTOR, KEYS, ObjectName, SNAPSHOTS};
 use underlay_store::repository::{Access, Repository};
-use underlay_store::snapshot::{Descriptor, PrivateMetadata, Snapshot, select};
+use underlay_store::snapshot::{DamageMark, Descriptor, PrivateMetadata, Snapshot, select};
 
 use super::App;
 use super::prompt;
@@ -73,7 +75,28 @@ impl App {
             None => self.key_by_passphrase(&named, &self.wait(authority.key_slots())?)?,
         };
         let descriptor = Descriptor::open(&bytes, key.backup())?;
+        if let Ok(backend) = Backend::open(self.location()?, Options::default()) {
+            Repository::keep_descriptor(&backend, &state_directory(), descriptor.repository, &bytes);
+        }
         Ok(Opened { authority, descriptor, key })
+    }
+
+    /// Finds the key without opening the repository: for when that is not possible.
+    pub fn key(&self, backend: &Backend) -> Result<(Descriptor, Key), Failure> {
+        let bytes = self.wait(backend.get(DESCRIPTOR))?;
+        let named = Descriptor::peek(&bytes)?;
+        let key = match self.global.key_file_to_use() {
+            Some(path) => file::read(path, &named.repository).map_err(Failure::key_file)?,
+            None => {
+                let mut slots = Vec::new();
+                for (name, _) in self.wait(backend.list(KEYS))? {
+                    let bytes = self.wait(backend.get(&name))?;
+                    slots.push(StoredDocument { name, bytes });
+                }
+                self.key_by_passphrase(&named, &slots)?
+            }
+        };
+        Ok((Descriptor::open(&bytes, key.backup())?, key))
     }
 
     fn key_by_passphrase(&self, descriptor: &Descriptor, slots: &[StoredDocument]) -> Result<Key, Failure> {
@@ -87,6 +110,12 @@ impl App {
         };
         let slots: Vec<_> = slots.iter().map(|slot| (&slot.name, &slot.bytes)).collect();
         Ok(slot::open_any(&descriptor.repository, &slots, &passphrase)?)
+    }
+
+    /// The marks of snapshots that lost data.
+    pub fn marks(&self, opened: &Opened) -> Result<BTreeMap<SnapshotId, Option<DamageMark>>, Failure> {
+        let marked = self.wait(opened.authority.marked())?;
+        Ok(marked.into_iter().map(|marked| (marked.snapshot, marked.mark)).collect())
     }
 
     /// All snapshots, verified.

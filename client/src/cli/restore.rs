@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -12,13 +11,15 @@ use underlay_store::repository::Access;
 use underlay_store::snapshot::{Disk, PrivateMetadata};
 
 use super::App;
+use super::holes;
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::restore_domain::{Attempt, DefineOptions, keeps_firmware_variables};
+use super::target_path::{absolute, is_device, is_raw_by_name};
 use super::text::{count, say, size, warn};
 use crate::domain::kept::NVRAM_DISK;
 use crate::restore::{
-    DiskOutput, Environment, OutputFormat, RestoreOptions, RestoreStatistics, StreamOutput, create_output,
-    restore,
+    DiskOutput, Environment, Hole, OutputFormat, RestoreOptions, RestoreStatistics, StreamOutput,
+    create_output, restore, restore_with_holes,
 };
 
 /// Write a snapshot's disks as image files, flattened: they need no other file.
@@ -50,6 +51,10 @@ pub(super) struct Restore {
     /// Overwrite what is there
     #[arg(long)]
     force: bool,
+    /// Write what is left of a damaged disk, with zeros where nothing is: a file with holes is called PATH.incomplete, and every hole is
+    /// named
+    #[arg(long, conflicts_with = "define")]
+    allow_holes: bool,
     #[command(flatten)]
     domain: DefineOptions,
 }
@@ -74,6 +79,8 @@ pub(super) struct Target<'a> {
 struct Written<'a> {
     target: Target<'a>,
     result: Result<RestoreStatistics, Failure>,
+    /// What could not be had, if holes are allowed.
+    holes: Vec<Hole>,
 }
 
 impl Restore {
@@ -117,22 +124,60 @@ impl Restore {
                 .map_err(|error| Failure::failed(format!("cannot make {}", folder.display()), error))?;
         }
         let domain = domain.map(|domain| domain.begin(place, self.force)).transpose()?;
-        let begun = targets.into_iter().map(|target| Ok((self.output(&target)?, target)));
+        let begun = targets.into_iter().map(|target| {
+            let under = match self.allow_holes {
+                true => holes::incomplete(&target.path, self.force)?,
+                false => target.path.clone(),
+            };
+            Ok((self.output(&target, &under)?, target, under))
+        });
         let begun = begun.collect::<Result<Vec<_>, Failure>>()?;
         let mut written = Vec::new();
-        for (output, target) in begun {
-            let result = restore(&environment, target.disk.root, &*output, &RestoreOptions::default())
-                .and_then(|statistics| output.finish().map(|_| statistics))
-                .map_err(Failure::from);
-            match result {
-                Err(failure) if failure.exit_code() == INTERRUPTED => return Err(failure),
-                result => written.push(Written { target, result }),
+        for (output, target, under) in begun {
+            match self.write(&environment, output, target, &under) {
+                Written { result: Err(failure), .. } if failure.exit_code() == INTERRUPTED => {
+                    return Err(failure);
+                }
+                done => written.push(done),
             }
         }
         app.progress.finish();
         let whole = written.iter().all(|written| written.result.is_ok());
         let domain = domain.filter(|_| whole).map(|domain| domain.define(app)).transpose()?;
         self.tell(app, snapshot.snapshot, written, domain)
+    }
+
+    /// Writes one disk, which lies in `under` until it is whole.
+    fn write<'a>(
+        &self,
+        environment: &Environment<'_>,
+        output: Box<dyn DiskOutput>,
+        mut target: Target<'a>,
+        under: &Path,
+    ) -> Written<'a> {
+        let (root, options) = (target.disk.root, RestoreOptions::default());
+        let restored = match self.allow_holes {
+            true => restore_with_holes(environment, root, &*output, &options),
+            false => {
+                restore(environment, root, &*output, &options).map(|statistics| (statistics, Vec::new()))
+            }
+        };
+        let restored = restored
+            .and_then(|done| output.finish().map(|_| done))
+            .map_err(Failure::from)
+            .and_then(|done| match done.1.is_empty() {
+                true => holes::is_whole(under, &target.path, self.force).map(|()| done),
+                false => Ok(done),
+            });
+        match restored {
+            Ok((statistics, holes)) => {
+                if !holes.is_empty() {
+                    under.clone_into(&mut target.path);
+                }
+                Written { target, result: Ok(statistics), holes }
+            }
+            Err(failure) => Written { target, result: Err(failure), holes: Vec::new() },
+        }
     }
 
     /// Refuses what can be refused without looking into the repository.
@@ -213,7 +258,7 @@ impl Restore {
         }
     }
 
-    fn output(&self, target: &Target<'_>) -> Result<Box<dyn DiskOutput>, Failure> {
+    fn output(&self, target: &Target<'_>, under: &Path) -> Result<Box<dyn DiskOutput>, Failure> {
         let size = target.disk.root.size;
         if self.to_stdout() {
             if self.format == Some(TargetFormat::Qcow2) {
@@ -227,7 +272,7 @@ impl Restore {
             }
             return Ok(Box::new(StreamOutput::new(std::io::stdout(), "stdout", size)));
         }
-        Ok(create_output(&target.path, target.format, size, self.force)?)
+        Ok(create_output(under, target.format, size, self.force)?)
     }
 
     /// Tells what was written, and what could not be.
@@ -252,6 +297,9 @@ impl Restore {
             told = say(document);
         }
         for written in &written {
+            if !written.holes.is_empty() {
+                told = told.and(self.tell_holes(app, written));
+            }
             match &written.result {
                 Err(failure) => {
                     warn(format_args!("disk {}:", written.target.disk.name));
@@ -263,6 +311,9 @@ impl Restore {
         let undefined = if self.domain.is_wanted() { ", and the domain is not defined" } else { "" };
         let message = format!("{failed} of {} disks could not be restored{undefined}", written.len());
         match failed {
+            0 if written.iter().any(|written| !written.holes.is_empty()) => {
+                told.and(Err(Failure::after_result(IN_PART, "not all of it could be restored: it has holes")))
+            }
             0 => domain.map_or(Ok(()), |domain| domain.tell(app)).and(told),
             _ if failed < written.len() => Err(Failure::after_result(IN_PART, message)),
             _ => {
@@ -273,10 +324,24 @@ impl Restore {
         }
     }
 
+    /// Names every hole. On stderr if stdout is taken by the disk.
+    fn tell_holes(&self, app: &App, Written { target, holes, .. }: &Written<'_>) -> Result<(), Failure> {
+        let line = |hole: &Hole| {
+            let name = &target.disk.name;
+            format!("lost: disk {name}, offset {}, {} bytes: zeros instead", hole.offset, hole.length)
+        };
+        match (self.to_stdout(), app.global.json) {
+            (true, _) => holes.iter().for_each(|hole| warn(line(hole))),
+            (false, true) => {}
+            (false, false) => holes.iter().try_for_each(|hole| say(line(hole)))?,
+        }
+        Ok(())
+    }
+
     fn tell_written(
         &self,
         app: &App,
-        Written { target: Target { disk, path, .. }, .. }: &Written<'_>,
+        Written { target: Target { disk, path, .. }, holes, .. }: &Written<'_>,
         statistics: &RestoreStatistics,
     ) -> Result<(), Failure> {
         let name = &disk.name;
@@ -290,7 +355,14 @@ impl Restore {
             return Ok(());
         }
         let (bytes, data) = (size(disk.root.size), size(statistics.data_bytes));
-        say(format!("{name}: {bytes} written to {}, {data} of it data, every chunk verified", path.display()))
+        let (path, verified) = (
+            path.display(),
+            match holes.is_empty() {
+                true => "every chunk verified",
+                false => "INCOMPLETE",
+            },
+        );
+        say(format!("{name}: {bytes} written to {path}, {data} of it data, {verified}"))
     }
 }
 
@@ -302,43 +374,14 @@ impl Written<'_> {
             "size": self.target.disk.root.size,
         });
         match &self.result {
-            Ok(statistics) => document["statistics"] = json!(statistics),
+            Ok(statistics) => {
+                document["statistics"] = json!(statistics);
+                if !self.holes.is_empty() {
+                    document["holes"] = json!(self.holes);
+                }
+            }
             Err(failure) => document["error"] = json!(failure.line()),
         }
         document
-    }
-}
-
-fn is_raw_by_name(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "raw" || ending == "img" || ending == "fd")
-}
-
-fn is_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
-}
-
-/// The absolute path of a folder that may not be there yet, in a folder that is.
-fn absolute(folder: &Path) -> std::io::Result<PathBuf> {
-    let missing = match (folder.canonicalize(), folder.file_name()) {
-        (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => name,
-        (found, _) => return found,
-    };
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(missing))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_definition_names_folders_that_stay_where_they_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = folder.path().canonicalize().unwrap();
-        std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
-        assert_eq!(absolute(&real.join("link")).unwrap(), real);
-        assert_eq!(absolute(&real.join("link/../new/")).unwrap(), real.parent().unwrap().join("new"));
-        assert_eq!(absolute(Path::new("new/")).unwrap(), std::env::current_dir().unwrap().join("new"));
-        assert!(absolute(&real.join("no/such")).is_err());
     }
 }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use underlay_store::id::Root;
 use underlay_store::repository::Access;
-use underlay_store::snapshot::{PrivateMetadata, Snapshot};
+use underlay_store::snapshot::{DamageMark, PrivateMetadata, Snapshot};
 
 use super::App;
 use super::list::summary;
@@ -33,10 +33,12 @@ impl Show {
         snapshots.report_damaged();
         let snapshot = snapshots.select(&self.snapshot)?;
         let private = opened.private(snapshot)?;
+        let marks = app.marks(&opened)?;
+        let mark = marks.get(&snapshot.snapshot);
         if !app.global.json {
-            return print(snapshot, private.as_ref());
+            return print(snapshot, private.as_ref(), mark);
         }
-        let mut document = summary(snapshot);
+        let mut document = summary(snapshot, mark);
         document["session"] = json!(snapshot.session);
         document["client"] = json!(snapshot.client);
         document["roots"] = json!(snapshot.disks);
@@ -46,7 +48,11 @@ impl Show {
     }
 }
 
-fn print(snapshot: &Snapshot, private: Option<&PrivateMetadata>) -> Result<(), Failure> {
+fn print(
+    snapshot: &Snapshot,
+    private: Option<&PrivateMetadata>,
+    mark: Option<&Option<DamageMark>>,
+) -> Result<(), Failure> {
     let statistics = &snapshot.statistics;
     let (read, new) = (size(statistics.bytes_read), size(statistics.bytes_new));
     let mut lines = vec![
@@ -68,6 +74,7 @@ fn print(snapshot: &Snapshot, private: Option<&PrivateMetadata>) -> Result<(), F
         ));
         lines.extend(disk.layers.iter().map(|layer| format!("  above      root {}", node(layer))));
     }
+    lines.extend(mark.into_iter().flat_map(|mark| damage(mark.as_ref())));
     match (private, &snapshot.private) {
         (Some(private), _) => {
             lines.push(format!("host         {}", private.host));
@@ -83,6 +90,17 @@ fn print(snapshot: &Snapshot, private: Option<&PrivateMetadata>) -> Result<(), F
         (None, None) => {}
     }
     lines.into_iter().try_for_each(say)
+}
+
+/// What the snapshot lost.
+fn damage(mark: Option<&DamageMark>) -> Vec<String> {
+    let Some(mark) = mark else { return vec!["DAMAGED      its mark cannot be read".to_owned()] };
+    let mut lines = vec![format!("DAMAGED      found {}", mark.found)];
+    lines.extend(mark.disks.iter().map(|disk| {
+        let (chunks, nodes) = (count(disk.chunks, "chunk"), count(disk.nodes, "node"));
+        format!("  lost       {}: {chunks} and {nodes}; `restore --allow-holes` writes the rest", disk.name)
+    }));
+    lines
 }
 
 /// The domain that the snapshot was made of, but for its definition.

@@ -173,8 +173,9 @@ impl Worker<'_, '_> {
         places.sort_unstable_by_key(|place| place.offset);
         for place in places {
             self.engine.check_cancelled()?;
-            let plain = held.get(&place.id).map(Vec::as_slice).unwrap_or_default();
-            debug_assert_eq!(plain.len(), place.length as usize, "every chunk was delivered");
+            // A chunk that was not delivered is lost, and the output is to have a hole there.
+            let Some(plain) = held.get(&place.id) else { continue };
+            debug_assert_eq!(plain.len(), place.length as usize);
             self.output.write_at(place.offset, plain)?;
             self.engine.progress().advance(u64::from(place.length));
         }

@@ -98,6 +98,9 @@ impl RestoreError {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Store(source) => return source.hint(),
+            Self::Data { source, .. } if source.is_damage() => {
+                "`underlay restore --allow-holes` writes all the rest; `underlay repair` finds out what else is affected"
+            }
             Self::Data { source, .. } => return source.hint(),
             Self::TargetExists { .. } => "choose another place, or replace what is there with --force",
             Self::NotATarget { .. } => "restore to a file, a block device, or `-` for standard output",

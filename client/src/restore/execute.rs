@@ -9,7 +9,7 @@ use underlay_store::id::{RepositoryId, Root};
 use underlay_store::key::RestoreKey;
 use underlay_store::progress::Progress;
 
-use super::damage::Damage;
+use super::damage::{Damage, Hole, joined};
 use super::fetch::Engine;
 use super::{DiskOutput, RestoreError};
 
@@ -96,6 +96,29 @@ pub fn restore(
     let engine = Engine::new(environment, options, Damage::Stop);
     engine.run(root, output, None)?;
     Ok(engine.finish().0)
+}
+
+/// Gives what is left of the disk to `output`, zeros where nothing is. Says where those holes are, in ascending order; none if the disk is
+/// whole. Otherwise as [`restore`].
+///
+/// # Errors
+/// As [`restore`], but for damage.
+pub fn restore_with_holes(
+    environment: &Environment<'_>,
+    root: Root,
+    output: &dyn DiskOutput,
+    options: &RestoreOptions,
+) -> Result<(RestoreStatistics, Vec<Hole>), RestoreError> {
+    environment.progress.phase("restore", Some(root.size));
+    let engine = Engine::new(environment, options, Damage::skip());
+    engine.run(root, output, None)?;
+    let (statistics, found) = engine.finish();
+    let holes = joined(found.holes);
+    // An output that held something before must not keep it.
+    for hole in &holes {
+        output.zero_range(hole.offset, hole.length)?;
+    }
+    Ok((statistics, holes))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use underlay_store::pack::ChunkDecoder;
 use underlay_store::progress::Progress;
 use underlay_store::restore::{PackRead, Wanted, frame_range, plan_reads};
 
-use super::damage::Damage;
+use super::damage::{Damage, Found};
 use super::decode::{Failure, Held, Job, Reply, work};
 use super::headers::Headers;
 use super::verify::Seen;
@@ -103,7 +103,7 @@ impl<'a> Engine<'a> {
     }
 
     /// What was done so far, and what was found damaged.
-    pub(super) fn finish(self) -> (RestoreStatistics, Vec<RestoreError>) {
+    pub(super) fn finish(self) -> (RestoreStatistics, Found) {
         let counts = self.counts;
         let statistics = RestoreStatistics {
             data_bytes: counts.data_bytes.into_inner(),
@@ -234,7 +234,9 @@ impl<'a> Engine<'a> {
                 match read {
                     Some(read) => waiting.push_back(read),
                     None => {
-                        self.damage.report(self.at_its_place(window, &failure.wanted.id, failure.error))?
+                        let Wanted { id, location } = failure.wanted;
+                        self.damage.copy_is_bad(id, location.pack, &failure.error);
+                        self.is_lost(window, &id, failure.error)?;
                     }
                 }
             }
@@ -259,7 +261,7 @@ impl<'a> Engine<'a> {
         }
         for chunk in candidates.iter().filter(|chunk| chunk.locations.is_empty()) {
             let missing = Error::Missing { object: format!("chunk {}", chunk.id) };
-            self.damage.report(self.at_its_place(window, &chunk.id, Arc::new(missing)))?;
+            self.is_lost(window, &chunk.id, Arc::new(missing))?;
         }
         prefer_few_packs(&mut candidates);
         Ok(candidates)
@@ -329,14 +331,17 @@ impl<'a> Engine<'a> {
         let Some(&location) = tried.and_then(|tried| locations.get(tried + 1)) else {
             return Err(failure);
         };
+        self.damage.copy_is_bad(id, failure.wanted.location.pack, &failure.error);
         tracing::warn!(chunk = %id, error = %failure.error, "a copy is bad; another one is read");
         self.counts.recovered.fetch_add(1, Ordering::Relaxed);
         Ok(alone(Wanted { id, location }))
     }
 
-    fn at_its_place(&self, window: &Fetched, id: &ChunkId, source: Arc<Error>) -> RestoreError {
-        let offset = window.window.places_of(id).first().map(|place| place.offset).unwrap_or_default();
-        RestoreError::Data { chunk: *id, offset, source }
+    fn is_lost(&self, window: &Fetched, id: &ChunkId, source: Arc<Error>) -> Result<(), RestoreError> {
+        let places = window.window.places_of(id);
+        let offset = places.first().map(|place| place.offset).unwrap_or_default();
+        let ranges = places.iter().map(|place| place.offset..place.offset + u64::from(place.length));
+        self.damage.chunk_is_lost(RestoreError::Data { chunk: *id, offset, source }, ranges)
     }
 }
 
@@ -362,9 +367,9 @@ fn prefer_few_packs(candidates: &mut [Candidate]) {
         *wanted.entry(location.pack).or_default() += 1;
     }
     for chunk in candidates {
-        chunk
-            .locations
-            .sort_by_key(|at| (std::cmp::Reverse(wanted.get(&at.pack).copied()), at.pack, at.offset));
+        chunk.locations.sort_by_key(|at| {
+            (at.retired, std::cmp::Reverse(wanted.get(&at.pack).copied()), at.pack, at.offset)
+        });
         chunk.locations.dedup();
     }
 }

@@ -39,9 +39,10 @@ use std::path::Path;
 
 use underlay_store::cut::{BLOCK, is_zero};
 
+pub use damage::Hole;
 pub use device::BlockDevice;
 pub use error::RestoreError;
-pub use execute::{Environment, RestoreOptions, RestoreStatistics, restore};
+pub use execute::{Environment, RestoreOptions, RestoreStatistics, restore, restore_with_holes};
 pub use private_file::PrivateFile;
 pub use qcow2::Qcow2File;
 pub use raw::RawFile;

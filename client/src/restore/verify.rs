@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
+use underlay_store::authority::Withdrawal;
 use underlay_store::id::{ChunkId, NodeId, Root};
 
 use super::affected::affected;
@@ -53,6 +54,8 @@ pub struct VerifyReport {
     pub damage: Vec<(Root, RestoreError)>,
     /// Every disk that the damage touches, not only the first it was met on. In the order given.
     pub affected: Vec<Root>,
+    /// What is not to be relied on any more: for [`underlay_store::authority::Authority::withdraw`].
+    pub withdrawal: Withdrawal,
 }
 
 /// Reads, decrypts and verifies what these disks consist of, each node and chunk once. `percent` of the chunks are read,
@@ -70,14 +73,20 @@ pub fn verify(
 ) -> Result<VerifyReport, RestoreError> {
     environment.progress.phase("read data", None);
     let seen = Seen::new(percent);
-    let mut report =
-        VerifyReport { statistics: RestoreStatistics::default(), damage: Vec::new(), affected: Vec::new() };
+    let mut report = VerifyReport {
+        statistics: RestoreStatistics::default(),
+        damage: Vec::new(),
+        affected: Vec::new(),
+        withdrawal: Withdrawal::default(),
+    };
     for &root in roots {
-        let engine = Engine::new(environment, options, Damage::Collect(Mutex::default()));
+        let engine = Engine::new(environment, options, Damage::collect());
         engine.run(root, &VerifyOutput::new(root.size), Some(&seen))?;
-        let (statistics, damage) = engine.finish();
+        let (statistics, found) = engine.finish();
         report.statistics += statistics;
-        report.damage.extend(damage.into_iter().map(|error| (root, error)));
+        report.damage.extend(found.errors.into_iter().map(|error| (root, error)));
+        report.withdrawal.chunks.extend(found.copies);
+        report.withdrawal.nodes.extend(found.nodes);
     }
     if !report.damage.is_empty() {
         let bad = (report.damage.iter())
@@ -87,6 +96,7 @@ pub fn verify(
             })
             .collect();
         report.affected = environment.runtime.block_on(affected(environment, roots, &bad))?;
+        report.withdrawal.roots.clone_from(&report.affected);
     }
     Ok(report)
 }

@@ -177,7 +177,12 @@ impl<'a> Windows<'a> {
         for (pending, bytes) in batch.into_iter().zip(results.drain(..)) {
             match bytes.and_then(|bytes| self.verify(&pending, &bytes)) {
                 Ok(node) => nodes.push((pending, node)),
-                Err(error) => self.damage.report(error.into())?,
+                Err(error) => {
+                    let start = pending.region.saturating_mul(REGION as u64).min(self.size);
+                    let length = span(pending.level).saturating_mul(REGION as u64);
+                    let end = start.saturating_add(length).min(self.size);
+                    self.damage.node_is_lost(pending.id, error, start..end)?;
+                }
             }
         }
         Ok(nodes)

@@ -74,6 +74,16 @@ impl Backend {
         }
     }
 
+    /// Stores an object in the place of a damaged one of this name, in one step; durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Backend`].
+    pub async fn replace(&self, name: &str, bytes: Bytes) -> Result<()> {
+        let path = path(name)?;
+        self.check_root("write", name)?;
+        self.write(&path, &bytes, PutMode::Overwrite).await.map_err(|error| failed("write", name, error))
+    }
+
     /// Servers honour, ignore or refuse a conditional PUT, and a conditional one is not repeated after a timeout.
     async fn put_remote(&self, name: &str, path: &Path, bytes: &Bytes) -> Result<()> {
         if is_content_named(name) {

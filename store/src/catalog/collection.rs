@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Transaction, params};
 
-use super::lookup::{code, kind_of, table};
+use super::lookup::{RETIRED, code, kind_of, table};
 use super::survey::{Marked, Survey};
 use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::{Error, Result};
@@ -298,7 +298,7 @@ fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()
     Ok(())
 }
 
-/// Whether the id lies in a pack that `fits` by its name and state.
+/// Whether the id lies undamaged in a pack that `fits` by its name and state.
 fn homes(
     transaction: &Transaction<'_>,
     kind: PackKind,
@@ -306,7 +306,7 @@ fn homes(
     fits: impl Fn(&PackName, i64) -> bool,
 ) -> Outcome<bool> {
     let mut find = transaction.prepare_cached(&format!(
-        "SELECT p.name, p.state FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1",
+        "SELECT p.name, p.state FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1 AND NOT {RETIRED}",
         table(kind)
     ))?;
     let mut rows = find.query([id])?;
@@ -326,7 +326,8 @@ fn resurrect(transaction: &Transaction<'_>, kind: PackKind, id: &[u8; 32]) -> Ou
     }
     let mut revive = transaction.prepare_cached(&format!(
         "UPDATE packs SET state = 0, condemned = NULL WHERE state = 1 AND pack =
-            (SELECT c.pack FROM {} c JOIN packs p ON p.pack = c.pack WHERE c.id = ?1 AND p.state = 1 ORDER BY c.pack LIMIT 1)",
+            (SELECT c.pack FROM {} c JOIN packs p ON p.pack = c.pack WHERE c.id = ?1 AND p.state = 1
+             ORDER BY {RETIRED}, c.pack LIMIT 1)",
         table(kind)
     ))?;
     Ok(revive.execute([id])? as u64)

@@ -70,7 +70,7 @@ impl Catalog {
             };
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT ?2 FROM {} c CROSS JOIN packs p ON p.pack = c.pack
-                 WHERE c.id = ?1 AND c.condemned IS NULL AND p.state = 0 {trust} LIMIT 1",
+                 WHERE c.id = ?1 AND c.condemned IS NULL AND p.state = 0 AND NOT {RETIRED} {trust} LIMIT 1",
                 table(kind)
             ))?;
             let mut pin = transaction
@@ -107,7 +107,7 @@ impl Catalog {
             // The rank is sorted here: almost always there is one row, and a sorter in SQL costs more than the look-up.
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT p.name, c.offset, c.payload_length, c.plain_length, c.codec,
-                        p.state * 2 + (c.condemned IS NOT NULL)
+                        p.state * 2 + (c.condemned IS NOT NULL), {RETIRED}
                  FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1",
                 table(kind)
             ))?;
@@ -148,6 +148,9 @@ impl Catalog {
     }
 }
 
+/// Whether the place `c` was found damaged, by itself or with its whole pack.
+pub(super) const RETIRED: &str =
+    "EXISTS (SELECT 1 FROM retired r WHERE r.pack = c.pack AND r.id IN (x'', c.id))";
 const OWN_NODE: &str = "SELECT 1 FROM nodes c CROSS JOIN packs p ON p.pack = c.pack
     JOIN writers w ON w.session = ?2 AND w.pack = p.pack WHERE c.id = ?1 AND p.state = 0";
 const PINNED_NODE: &str = "SELECT 1 FROM pins WHERE session = ?2 AND kind = 2 AND id = ?1";
@@ -187,10 +190,11 @@ fn locations(find: &mut CachedStatement<'_>, id: &[u8; 32]) -> Outcome<Vec<Locat
             payload_length: row.get(2)?,
             plain_length: row.get(3)?,
             codec: expect(Codec::from_byte(row.get(4)?), "codec")?,
+            retired: row.get(6)?,
         };
         found.push((row.get(5)?, location));
     }
-    found.sort_by_key(|(rank, _)| *rank);
+    found.sort_by_key(|(rank, location)| (location.retired, *rank));
     Ok(found.into_iter().map(|(_, location)| location).collect())
 }
 

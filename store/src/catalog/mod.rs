@@ -11,6 +11,7 @@ mod collection;
 mod lookup;
 mod packs;
 mod record;
+mod retired;
 mod schema;
 mod sessions;
 mod snapshots;
@@ -23,10 +24,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 pub use self::collection::{Exclusive, Held, Settled};
-pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, SnapshotRecord, Totals};
+pub use self::record::{
+    Location, PackRecord, PackState, PackSummary, Retired, SessionState, SnapshotRecord, Totals,
+};
 pub use self::survey::{Marked, PackUse, Survey};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
@@ -187,6 +190,19 @@ fn failed(path: &Path, action: &'static str, failure: Failure) -> Error {
         Failure::Rule(error) => return error,
     };
     Error::Catalog { path: path.to_owned(), action, source }
+}
+
+/// Whether an error says that the database itself is damaged, as opposed to one that cannot be reached or written.
+pub fn is_damaged(error: &Error) -> bool {
+    let Error::Catalog { source, .. } = error else { return false };
+    match source.downcast_ref::<rusqlite::Error>() {
+        Some(rusqlite::Error::SqliteFailure(failure, _)) => {
+            matches!(failure.code, ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+        }
+        // Tables that are not as they should be.
+        Some(_) => true,
+        None => source.downcast_ref::<std::io::Error>().is_none(),
+    }
 }
 
 /// A column that must be there and make sense.

@@ -138,7 +138,8 @@ impl Catalog {
     pub fn packs(&self, kind: PackKind) -> Result<Vec<PackSummary>> {
         self.read("list the packs", |transaction| {
             let mut find = transaction.prepare_cached(
-                "SELECT p.name, p.size, p.entries, p.plain_bytes, s.id, p.proven, p.state
+                "SELECT p.name, p.size, p.entries, p.plain_bytes, s.id, p.proven, p.state, p.checked,
+                    EXISTS (SELECT 1 FROM retired r WHERE r.pack = p.pack AND r.id = x'')
                  FROM packs p LEFT JOIN sessions s ON s.session = p.session WHERE p.kind = ?1 ORDER BY p.name",
             )?;
             let mut rows = find.query([code(kind)])?;
@@ -159,6 +160,8 @@ impl Catalog {
                     session,
                     proven: row.get(5)?,
                     state: expect(PackState::from_code(row.get(6)?), "pack state")?,
+                    checked: row.get(7)?,
+                    retired: row.get(8)?,
                 });
             }
             Ok(packs)

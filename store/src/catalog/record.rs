@@ -30,6 +30,24 @@ pub struct Location {
     pub plain_length: u32,
     /// How it was compressed.
     pub codec: Codec,
+    /// A check found it damaged or missing: to be tried last.
+    pub retired: bool,
+}
+
+/// A place that is not to be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Retired {
+    /// All of a pack: it is missing, or not what its name says.
+    Pack(PackName),
+    /// One chunk or node in it, by its id.
+    Place {
+        /// The pack.
+        pack: PackName,
+        /// What lies there.
+        id: [u8; 32],
+        /// The pack is what was stored, and this in it is wrong all the same: reading the pack does not lift that.
+        wrong: bool,
+    },
 }
 
 impl Location {
@@ -96,6 +114,10 @@ pub struct PackSummary {
     pub proven: bool,
     /// Whether it may be used.
     pub state: PackState,
+    /// When it was last read whole and compared with its name, in milliseconds since 1970; 0: never.
+    pub checked: i64,
+    /// A check found it damaged or missing.
+    pub retired: bool,
 }
 
 /// Sums over the catalog. A chunk stored twice counts twice.

@@ -111,3 +111,21 @@ CREATE TABLE forgotten (
     id   BLOB PRIMARY KEY,
     gone INTEGER NOT NULL           -- 1: the object is known to be deleted
 ) WITHOUT ROWID;
+
+-- What a check found damaged or missing: not offered to backups any more, and read last. The empty id stands for all of a pack.
+CREATE TABLE retired (
+    pack  INTEGER NOT NULL,
+    id    BLOB NOT NULL,
+    wrong INTEGER NOT NULL,         -- 1: the pack is what was stored, and this in it is wrong all the same
+    PRIMARY KEY (pack, id)
+) WITHOUT ROWID;
+
+-- Numbers of packs are used again.
+CREATE TRIGGER a_pack_that_goes_is_retired_no_more AFTER DELETE ON packs BEGIN
+    DELETE FROM retired WHERE pack = old.pack;
+END;
+
+-- Roots below which something is lost: not live for memos, so that the layer is read again and stored anew.
+CREATE TABLE affected (
+    node BLOB PRIMARY KEY
+) WITHOUT ROWID;

@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::lookup::is_live_root;
 use super::record::SessionState;
+use super::retired::is_affected_root;
 use super::{Catalog, Outcome, expect, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::id::{NodeId, Root, SessionId};
@@ -109,7 +110,7 @@ impl Catalog {
         })
     }
 
-    /// Which roots hang from a live snapshot; a disk of zeros always does. Those are held for the session, with their whole
+    /// Which roots hang from a live snapshot and lost nothing, as far as is known; a disk of zeros always does. Those are held for the session, with their whole
     /// trees, until it ends.
     ///
     /// # Errors
@@ -124,7 +125,9 @@ impl Catalog {
             for root in roots {
                 let size = to_sql(root.size);
                 let live = match &root.node {
-                    Some(node) => is_live_root(transaction, node, size)?,
+                    Some(node) => {
+                        is_live_root(transaction, node, size)? && !is_affected_root(transaction, node)?
+                    }
                     None => true,
                 };
                 if live {

@@ -1,5 +1,7 @@
 //! What each pack is used for, seen at one moment with the eyes of a collection.
 
+use std::collections::HashSet;
+
 use rusqlite::Transaction;
 
 use super::collection::HELD;
@@ -40,6 +42,8 @@ pub struct PackUse {
     pub state: PackState,
     /// An open session wrote it.
     pub held: bool,
+    /// Something in it was found damaged.
+    pub suspected: bool,
 }
 
 impl PackUse {
@@ -75,8 +79,9 @@ impl Catalog {
         self.read("survey the packs", |transaction| {
             let mut survey = Survey::default();
             let mut packs = packs(transaction, &mut survey.last_row)?;
-            survey_chunks(transaction, marks, &mut packs, &mut survey)?;
-            survey_nodes(transaction, marks, &mut packs, &mut survey)?;
+            let damaged = Damaged::read(transaction)?;
+            survey_chunks(transaction, marks, &damaged, &mut packs, &mut survey)?;
+            survey_nodes(transaction, marks, &damaged, &mut packs, &mut survey)?;
             for (pack, proven) in packs.into_iter().filter_map(|pack| pack.known) {
                 let whole = pack.kind == PackKind::Nodes && pack.live_entries == pack.entries;
                 if whole && !proven && !pack.held && pack.state == PackState::Live {
@@ -97,7 +102,8 @@ struct Row {
 
 fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
     let mut find = transaction.prepare_cached(&format!(
-        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({HELD}) FROM packs ORDER BY pack"
+        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({HELD}),
+                pack IN (SELECT pack FROM retired) FROM packs ORDER BY pack"
     ))?;
     let mut rows = find.query(())?;
     let mut packs: Vec<Row> = Vec::new();
@@ -118,6 +124,7 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
             live_bytes: 0,
             state,
             held: row.get(7)?,
+            suspected: row.get(8)?,
         };
         let at = expect(usize::try_from(at).ok(), "pack row")?;
         packs.resize(packs.len().max(at + 1), Row::default());
@@ -126,16 +133,16 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
     Ok(packs)
 }
 
-/// The place of a living id that counts: of those in packs that are in use, the oldest.
+/// The place of a living id that counts: of those that are in use and not known to be damaged, the oldest.
 #[derive(Default)]
 struct Keeper {
     best: Option<(bool, i64, u64)>,
 }
 
 impl Keeper {
-    fn offer(&mut self, packs: &[Row], row: i64, condemned: bool, bytes: u64) {
+    fn offer(&mut self, packs: &[Row], row: i64, out_of_use: bool, bytes: u64) {
         let Some((pack, _)) = known(packs, row) else { return };
-        let worse = condemned || pack.state != PackState::Live;
+        let worse = out_of_use || pack.state != PackState::Live;
         if self.best.is_none_or(|(best, at, _)| (worse, row) < (best, at)) {
             self.best = Some((worse, row, bytes));
         }
@@ -157,9 +164,25 @@ fn known(packs: &[Row], row: i64) -> Option<&(PackUse, bool)> {
     usize::try_from(row).ok().and_then(|row| packs.get(row))?.known.as_ref()
 }
 
+/// Places that were found damaged, by row of their pack; the empty id stands for the whole pack.
+struct Damaged(HashSet<(i64, Vec<u8>)>);
+
+impl Damaged {
+    fn read(transaction: &Transaction<'_>) -> Outcome<Self> {
+        let mut find = transaction.prepare_cached("SELECT pack, id FROM retired")?;
+        let places = find.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(Self(places.collect::<rusqlite::Result<_>>()?))
+    }
+
+    fn has(&self, pack: i64, id: &[u8; 32]) -> bool {
+        !self.0.is_empty() && (self.0.contains(&(pack, Vec::new())) || self.0.contains(&(pack, id.to_vec())))
+    }
+}
+
 fn survey_chunks(
     transaction: &Transaction<'_>,
     marks: &dyn Marked,
+    damaged: &Damaged,
     packs: &mut [Row],
     survey: &mut Survey,
 ) -> Outcome<()> {
@@ -176,7 +199,9 @@ fn survey_chunks(
             (current, live) = (*chunk.as_bytes(), marks.has_chunk(&chunk));
         }
         if live {
-            keeper.offer(packs, row.get(1)?, row.get(3)?, from_sql(row.get(2)?) + AROUND);
+            let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
+            let out_of_use = condemned || damaged.has(pack, &current);
+            keeper.offer(packs, pack, out_of_use, from_sql(row.get(2)?) + AROUND);
         }
     }
     keeper.settle(packs, &mut survey.live_entries);
@@ -186,6 +211,7 @@ fn survey_chunks(
 fn survey_nodes(
     transaction: &Transaction<'_>,
     marks: &dyn Marked,
+    damaged: &Damaged,
     packs: &mut [Row],
     survey: &mut Survey,
 ) -> Outcome<()> {
@@ -211,7 +237,8 @@ fn survey_nodes(
             }
         }
         if live {
-            keeper.offer(packs, pack, condemned, from_sql(row.get(2)?) + AROUND);
+            let out_of_use = condemned || damaged.has(pack, id.as_bytes());
+            keeper.offer(packs, pack, out_of_use, from_sql(row.get(2)?) + AROUND);
         }
     }
     keeper.settle(packs, &mut survey.live_entries);

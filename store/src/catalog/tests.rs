@@ -7,6 +7,7 @@ use super::*;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SnapshotId};
 
 mod model;
+mod retired;
 mod snapshots;
 
 use snapshots::{commit, import};
@@ -259,7 +260,14 @@ fn an_id_may_lie_in_several_places() {
     catalog.add_pack(session(1), &pack(3, PackKind::Nodes, &[1])).unwrap();
     let place = |name, at| {
         let Entry { offset, payload_length, plain_length, codec, .. } = entry(0, at);
-        Location { pack: PackName::new([name; 32]), offset, payload_length, plain_length, codec }
+        Location {
+            pack: PackName::new([name; 32]),
+            offset,
+            payload_length,
+            plain_length,
+            codec,
+            retired: false,
+        }
     };
     let found = catalog.locate_chunks(&[chunk(9), chunk(1), chunk(5)]).unwrap();
     assert_eq!(found, [vec![], vec![place(1, 1), place(2, 0)], vec![place(1, 0)]]);

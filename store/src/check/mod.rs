@@ -1,18 +1,45 @@
-//! Checking a repository without keys: catalog against bucket, trees against catalog.
+//! Checking a repository without keys: catalog against bucket, trees against catalog, packs against their names.
 
+mod documents;
+mod loss;
+mod packs;
 mod structure;
+mod trees;
+
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::id::SnapshotId;
+use crate::backend::Backend;
+use crate::catalog::Catalog;
+use crate::id::{RepositoryId, Root, SnapshotId};
+use crate::repository::NodeReader;
 
-pub(crate) use structure::structure;
+pub(crate) use structure::{Checked, check};
 
 /// What to check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
-    /// Also read every pack and compare its SHA-256 with its name.
+    /// Also read packs and compare their SHA-256 with their names: first those under suspicion, then those read longest ago.
     pub scrub: bool,
+    /// Read no more than this many bytes of packs, but at least one pack.
+    pub budget: Option<u64>,
+    /// Read the packs under suspicion, even without `scrub`.
+    pub suspects: bool,
+    /// Record nothing.
+    pub dry_run: bool,
+}
+
+/// What a check works on.
+pub(crate) struct Ground<'a> {
+    pub backend: &'a Backend,
+    pub catalog: &'a Arc<Catalog>,
+    pub nodes: &'a NodeReader,
+    pub repository: RepositoryId,
+    /// The time, in milliseconds since 1970.
+    pub now_ms: i64,
+    /// What is found is recorded: this host owns the repository, and the catalog can be written.
+    pub record: bool,
 }
 
 /// One thing that is not as it should be.
@@ -33,6 +60,27 @@ pub struct Affected {
     pub vm: String,
     /// The disk.
     pub disk: String,
+    /// Chunks it lost; 0 if they were not counted.
+    pub chunks: u64,
+    /// Tree nodes it lost, with all below them.
+    pub nodes: u64,
+}
+
+/// How far the packs have been read and compared with their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Scrubbed {
+    /// Packs read this time.
+    pub packs: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Packs left for another time.
+    pub left: u64,
+    /// Of all packs that were ever read, when the one was read that was read longest ago, in milliseconds since 1970.
+    pub oldest_ms: Option<i64>,
+    /// Packs never read since they were stored.
+    pub never: u64,
+    /// The times were recorded, so that the next scrub goes on with others.
+    pub recorded: bool,
 }
 
 /// What a check found. No finding and nothing affected means sound.
@@ -54,6 +102,15 @@ pub struct CheckReport {
     pub affected: Vec<Affected>,
     /// Things worth knowing that are no damage.
     pub notices: Vec<String>,
+    /// What was read of the packs, if that was asked for.
+    pub scrub: Option<Scrubbed>,
+    /// Places newly taken out of use.
+    pub retired: u64,
+    /// Packs found sound again, and in use again.
+    pub reinstated: u64,
+    /// Trees that lost something: those of disks, and of the layers below them.
+    #[serde(skip)]
+    pub roots: Vec<Root>,
 }
 
 impl CheckReport {

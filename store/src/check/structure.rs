@@ -1,243 +1,163 @@
 //! The keyless check.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
-use super::{Affected, CheckOptions, CheckReport};
+use super::documents::documents;
+use super::loss::Loss;
+use super::packs::packs;
+use super::trees::Trees;
+use super::{Affected, CheckOptions, CheckReport, Ground};
 use crate::Result;
-use crate::backend::Backend;
-use crate::catalog::Catalog;
-use crate::id::{ChunkId, NodeId, PackName, RepositoryId, Root};
+use crate::catalog::Retired;
+use crate::id::{PackName, Root};
 use crate::names::{self, ObjectName};
-use crate::pack::{self, PackKind};
 use crate::progress::Progress;
-use crate::repository::NodeReader;
 use crate::snapshot::Snapshot;
-use crate::tree::{Node, Run, root_level};
 
-/// Nodes or chunks looked at together.
-const BATCH: usize = 1024;
+/// What a check found, and what may be done about it.
+pub(crate) struct Checked {
+    pub report: CheckReport,
+    pub loss: Loss,
+    /// All snapshots that can be read.
+    pub snapshots: Vec<Snapshot>,
+    /// Snapshots whose objects in the bucket are missing, or not what the catalog holds.
+    pub unstored: Vec<Snapshot>,
+    /// The catalog itself is damaged: nothing that it says was taken at its word.
+    pub catalog_is_damaged: bool,
+}
 
-/// Compares the catalog with the bucket and walks every snapshot's trees down to the chunks' locations.
+/// Compares the catalog with the bucket, reads the packs that `options` ask for, and walks every snapshot's trees down to the chunks'
+/// locations. What is found is recorded if `ground` says so.
 ///
 /// # Errors
 /// Only what stops the check itself, such as a failed listing. Damage is in the report.
-pub(crate) async fn structure(
-    backend: &Backend,
-    catalog: &Arc<Catalog>,
-    nodes: &NodeReader,
-    id: RepositoryId,
+pub(crate) async fn check(
+    ground: &Ground<'_>,
     options: &CheckOptions,
     progress: &dyn Progress,
-) -> Result<CheckReport> {
-    let mut report = CheckReport::default();
-    let mut bad_packs: HashSet<PackName> = HashSet::new();
-    for kind in [PackKind::Data, PackKind::Nodes] {
-        packs(backend, catalog, kind, options, progress, &mut report, &mut bad_packs).await?;
+) -> Result<Checked> {
+    let mut checked = Checked {
+        report: CheckReport::default(),
+        loss: Loss::default(),
+        snapshots: Vec::new(),
+        unstored: Vec::new(),
+        catalog_is_damaged: false,
+    };
+    for fault in ground.catalog.faults()? {
+        checked.report.find("catalog", fault);
+        checked.catalog_is_damaged = true;
     }
-    snapshots(backend, catalog, nodes, id, progress, &mut report, &bad_packs).await?;
-    Ok(report)
-}
-
-async fn packs(
-    backend: &Backend,
-    catalog: &Arc<Catalog>,
-    kind: PackKind,
-    options: &CheckOptions,
-    progress: &dyn Progress,
-    report: &mut CheckReport,
-    bad: &mut HashSet<PackName>,
-) -> Result<()> {
-    let listed: HashMap<PackName, u64> = (backend.list(kind.folder()).await?.into_iter())
-        .filter_map(|(name, size)| Some((pack_name(&name)?, size)))
-        .collect();
-    let known = catalog.packs(kind)?;
-    progress.phase("packs", options.scrub.then(|| known.iter().map(|pack| pack.size).sum()));
-    let names: HashSet<PackName> = known.iter().map(|pack| pack.name).collect();
-    let unknown = listed.keys().filter(|name| !names.contains(name)).count();
-    if unknown > 0 {
-        report.notices.push(format!(
-            "{unknown} packs are in the bucket and not in the catalog: leftovers of interrupted backups"
-        ));
+    if checked.catalog_is_damaged {
+        let notice = "nothing else was checked, for all of it needs the catalog";
+        checked.report.notices.push(notice.to_owned());
+        return Ok(checked);
     }
-    for pack in known {
-        let name = names::pack(kind, &pack.name);
-        report.packs += 1;
-        report.pack_bytes += pack.size;
-        let wrong = match listed.get(&pack.name) {
-            None => Some("it is missing from the bucket".to_owned()),
-            Some(size) if *size != pack.size => {
-                Some(format!("it has {size} bytes, the catalog says {}", pack.size))
-            }
-            Some(_) if options.scrub => match backend.get(&name).await {
-                Ok(bytes) if pack::name_of(&bytes) == pack.name => None,
-                Ok(_) => Some("its SHA-256 is not its name".to_owned()),
-                Err(error) if error.is_damage() => Some(error.to_string()),
-                Err(error) => return Err(error),
-            },
-            Some(_) => None,
-        };
-        progress.advance(if options.scrub { pack.size } else { 1 });
-        if let Some(what) = wrong {
-            report.find(name, what);
-            bad.insert(pack.name);
+    documents(ground, &mut checked.report).await?;
+    let packs = packs(ground, options, progress, &mut checked.report).await?;
+    snapshots(ground, &mut checked).await?;
+    let mut trees = Trees::new(ground, &packs.bad);
+    progress.phase("snapshots", Some(checked.snapshots.len() as u64));
+    let mut roots: Vec<Root> = Vec::new();
+    for snapshot in &checked.snapshots {
+        checked.report.snapshots += 1;
+        for root in snapshot.roots() {
+            trees.walk(root, &mut checked.report).await?;
+            roots.push(*root);
+        }
+        progress.advance(1);
+    }
+    roots.sort_unstable();
+    roots.dedup();
+    checked.loss = trees.finish(&roots, &mut checked.report).await?;
+    roots.retain(|root| checked.loss.touches(root));
+    checked.report.roots = roots;
+    affected(&mut checked);
+    let mut needed: HashSet<PackName> = lost_places(&checked.loss).iter().map(pack_of).collect();
+    needed.extend(&checked.loss.at_risk);
+    let mut bad: Vec<_> = packs.bad.into_values().collect();
+    bad.sort_unstable_by_key(|pack| pack.id);
+    for pack in bad {
+        match pack.known && !needed.contains(&pack.id.name) {
+            false => checked.report.find(pack.id.to_string(), pack.what),
+            // The alarm was raised when it was found.
+            true => checked.report.notices.push(format!(
+                "{}: {}; all that snapshots need of it lies elsewhere, too",
+                pack.id, pack.what
+            )),
         }
     }
-    Ok(())
+    if ground.record && !packs.catalog_differs {
+        let nodes: Vec<Retired> = checked.loss.node_places.values().flatten().copied().collect();
+        checked.report.retired += ground.catalog.retire(&nodes)?;
+        ground.catalog.set_affected_roots(&checked.report.roots, true)?;
+    }
+    checked.catalog_is_damaged = packs.catalog_differs;
+    Ok(checked)
 }
 
-async fn snapshots(
-    backend: &Backend,
-    catalog: &Arc<Catalog>,
-    nodes: &NodeReader,
-    repository: RepositoryId,
-    progress: &dyn Progress,
-    report: &mut CheckReport,
-    bad: &HashSet<PackName>,
-) -> Result<()> {
+fn lost_places(loss: &Loss) -> Vec<Retired> {
+    loss.chunk_places.values().chain(loss.node_places.values()).flatten().copied().collect()
+}
+
+fn pack_of(place: &Retired) -> PackName {
+    match place {
+        Retired::Pack(pack) | Retired::Place { pack, .. } => *pack,
+    }
+}
+
+fn affected(checked: &mut Checked) {
+    for snapshot in &checked.snapshots {
+        for disk in snapshot.disks.iter().filter(|disk| checked.loss.touches(&disk.root)) {
+            let lost = checked.loss.of(&disk.root);
+            if lost.is_empty() {
+                continue;
+            }
+            checked.report.affected.push(Affected {
+                snapshot: snapshot.snapshot,
+                vm: snapshot.vm.clone(),
+                disk: disk.name.clone(),
+                chunks: lost.chunks.len() as u64,
+                nodes: lost.nodes.len() as u64,
+            });
+        }
+    }
+}
+
+/// Compares the snapshots that the catalog knows with their objects.
+async fn snapshots(ground: &Ground<'_>, checked: &mut Checked) -> Result<()> {
+    let Ground { backend, catalog, repository, .. } = ground;
+    let report = &mut checked.report;
     let stored = catalog.snapshots()?;
     for (name, _) in backend.list(names::SNAPSHOTS).await? {
         let Some(ObjectName::Snapshot(id)) = ObjectName::parse(&name) else { continue };
         if stored.iter().any(|(known, _)| *known == id) {
             continue;
         }
-        match Snapshot::peek(&id, &repository, &backend.get(&name).await?) {
+        match Snapshot::peek(&id, repository, &backend.get(&name).await?) {
             Ok(_) => report.notices.push(format!("{name} was never acknowledged, and is not listed")),
             Err(error) => report.find(name, error.to_string()),
         }
     }
-    progress.phase("snapshots", Some(stored.len() as u64));
-    let mut walk = Walk { catalog, nodes, bad, sound: HashSet::new(), chunks: 0 };
     for (id, cataloged) in stored {
-        report.snapshots += 1;
         let name = names::snapshot(&id);
-        match backend.get(&name).await {
-            Ok(bytes) if bytes == cataloged => {}
-            Ok(_) => report.find(name.clone(), "it is not what was committed"),
-            Err(error) if error.is_damage() => report.find(name.clone(), error.to_string()),
+        let object = backend.get(&name).await;
+        let snapshot = Snapshot::peek(&id, repository, &cataloged);
+        let wrong = match object {
+            Ok(bytes) if bytes == cataloged => None,
+            Ok(_) => Some("it is not what was committed".to_owned()),
+            Err(error) if error.is_damage() => Some(error.to_string()),
             Err(error) => return Err(error),
-        }
-        let snapshot: Snapshot = match Snapshot::peek(&id, &repository, &cataloged) {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                report.find(name, error.to_string());
-                continue;
-            }
         };
-        for disk in &snapshot.disks {
-            let mut sound = true;
-            for root in disk.layers.iter().chain([&disk.root]) {
-                let whole = walk.root(root, report).await?;
-                sound &= whole || root != &disk.root;
-            }
-            if !sound {
-                let disk = disk.name.clone();
-                report.affected.push(Affected { snapshot: id, vm: snapshot.vm.clone(), disk });
-            }
+        if let Some(what) = &wrong {
+            report.find(name.clone(), what.clone());
         }
-        progress.advance(1);
+        match snapshot {
+            Ok(snapshot) => {
+                checked.unstored.extend(wrong.is_some().then(|| snapshot.clone()));
+                checked.snapshots.push(snapshot);
+            }
+            Err(error) => report.find(name, error.to_string()),
+        }
     }
-    report.nodes = walk.sound.len() as u64;
-    report.chunks = walk.chunks;
     Ok(())
-}
-
-struct Walk<'a> {
-    catalog: &'a Arc<Catalog>,
-    nodes: &'a NodeReader,
-    bad: &'a HashSet<PackName>,
-    /// Nodes already walked and found whole.
-    sound: HashSet<NodeId>,
-    chunks: u64,
-}
-
-impl Walk<'_> {
-    /// Whether everything below `root` can be found.
-    async fn root(&mut self, root: &Root, report: &mut CheckReport) -> Result<bool> {
-        let Some(id) = root.node else { return Ok(true) };
-        let before = report.findings.len();
-        let mut visited = Vec::new();
-        let mut open = vec![(id, root_level(root.size))];
-        while !open.is_empty() {
-            let mut batch = open.split_off(open.len().saturating_sub(BATCH));
-            batch.retain(|(id, _)| !self.sound.contains(id));
-            let found = self.read(&batch, report).await?;
-            let mut chunks = Vec::new();
-            for ((id, level), node) in batch.into_iter().zip(found) {
-                match node {
-                    None => {}
-                    Some(node) if node.level() != level => {
-                        report.find(
-                            format!("node {id}"),
-                            format!("level {} in a place of level {level}", node.level()),
-                        );
-                    }
-                    Some(Node::Inner { children, .. }) => {
-                        visited.push(id);
-                        open.extend(children.iter().flatten().map(|child| (*child, level - 1)));
-                    }
-                    Some(Node::Leaf(runs)) => {
-                        visited.push(id);
-                        chunks.extend(runs.iter().filter_map(|run| match run {
-                            Run::Chunk(_, id) => Some(*id),
-                            Run::Zero(_) => None,
-                        }));
-                    }
-                }
-            }
-            self.look_up(chunks, report)?;
-        }
-        let whole = report.findings.len() == before;
-        if whole {
-            self.sound.extend(visited);
-        }
-        Ok(whole)
-    }
-
-    async fn read(&self, batch: &[(NodeId, u8)], report: &mut CheckReport) -> Result<Vec<Option<Node>>> {
-        let ids: Vec<NodeId> = batch.iter().map(|(id, _)| *id).collect();
-        if let Ok(encodings) = self.nodes.read(&ids).await {
-            return Ok((encodings.iter().zip(&ids)).map(|(bytes, id)| decode(id, bytes, report)).collect());
-        }
-        let mut nodes = Vec::new();
-        for id in ids {
-            nodes.push(match self.nodes.read(&[id]).await {
-                Ok(bytes) => bytes.first().and_then(|bytes| decode(&id, bytes, report)),
-                Err(error) if error.is_damage() => {
-                    report.find(format!("node {id}"), error.to_string());
-                    None
-                }
-                Err(error) => return Err(error),
-            });
-        }
-        Ok(nodes)
-    }
-
-    fn look_up(&mut self, mut chunks: Vec<ChunkId>, report: &mut CheckReport) -> Result<()> {
-        chunks.sort_unstable();
-        chunks.dedup();
-        self.chunks += chunks.len() as u64;
-        for (id, places) in chunks.iter().zip(self.catalog.locate_chunks(&chunks)?) {
-            if places.iter().all(|place| self.bad.contains(&place.pack)) {
-                let what = if places.is_empty() {
-                    "it is in no pack"
-                } else {
-                    "every pack that holds it is damaged"
-                };
-                report.find(format!("chunk {id}"), what);
-            }
-        }
-        Ok(())
-    }
-}
-
-fn pack_name(object: &str) -> Option<PackName> {
-    match ObjectName::parse(object)? {
-        ObjectName::Pack(_, name) => Some(name),
-        _ => None,
-    }
-}
-
-fn decode(id: &NodeId, bytes: &[u8], report: &mut CheckReport) -> Option<Node> {
-    Node::decode(bytes).map_err(|what| report.find(format!("node {id}"), what)).ok()
 }

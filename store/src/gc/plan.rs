@@ -22,7 +22,8 @@ pub(crate) fn plan(packs: Vec<PackUse>, max_unused: f64) -> Plan {
         match (pack.held, pack.live_entries) {
             (true, _) => plan.keep.push(pack),
             (false, 0) => plan.drop.push(pack),
-            (false, live) if live < pack.entries => partly.push(pack),
+            // Nothing damaged gets a new name.
+            (false, live) if live < pack.entries && !pack.suspected => partly.push(pack),
             _ => plan.keep.push(pack),
         }
     }
@@ -82,6 +83,7 @@ mod tests {
             live_bytes: live * 100,
             state: PackState::Live,
             held,
+            suspected: false,
         }
     }
 

@@ -101,6 +101,14 @@ pub fn read(path: &Path, repository: &RepositoryId) -> Result<Key> {
     Ok(key)
 }
 
+/// Reads a key file or paper copy of whichever repository.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_any(path: &Path) -> Result<(RepositoryId, Key)> {
+    parse(&path.display().to_string(), &text(path)?)
+}
+
 fn text(path: &Path) -> Result<Zeroizing<String>> {
     let failed = |source| Error::File { path: path.into(), action: "read key file", source };
     // Sized beforehand: growing would leave copies behind.

@@ -7,9 +7,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Access, Repository, blocking};
-use crate::authority::{Authority, SessionGrant, StoredDocument};
+use crate::authority::{
+    Authority, Marked, RepairOptions, RepairReport, SessionGrant, StoredDocument, Withdrawal, Withdrawn,
+};
 use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
-use crate::check::{self, CheckOptions, CheckReport};
+use crate::check::{CheckOptions, CheckReport};
 use crate::document;
 use crate::gc::{GcOptions, GcReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
@@ -103,8 +105,9 @@ impl Authority for Repository {
             let nodes: Vec<NodeId> =
                 roots.iter().map(|root| root.node.unwrap_or(NodeId::new([0; 32]))).collect();
             let places = catalog.locate_nodes(&nodes)?;
-            let there =
-                roots.iter().zip(places).map(|(root, places)| root.node.is_none() || !places.is_empty());
+            let there = roots.iter().zip(places).map(|(root, places)| {
+                root.node.is_none() || places.first().is_some_and(|best| !best.retired)
+            });
             Ok(live.into_iter().zip(there).map(|(live, there)| live && there).collect())
         })
         .await
@@ -214,7 +217,9 @@ impl Authority for Repository {
         self.ownership.still_ours(&self.backend).await?;
         // Nobody relies on it any more before its object goes.
         self.with_catalog(move |catalog| catalog.forget_snapshot(snapshot)).await?;
-        self.delete_forgotten(snapshot).await
+        self.delete_forgotten(snapshot).await?;
+        // Last: a mark without its snapshot does no harm.
+        self.backend.delete(&names::damage(&snapshot)).await
     }
 
     async fn read_nodes(&self, ids: &[NodeId]) -> Result<Vec<Bytes>> {
@@ -239,7 +244,19 @@ impl Authority for Repository {
     }
 
     async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {
-        check::structure(&self.backend, &self.catalog, &self.nodes, self.id, options, progress).await
+        Ok(self.checked(options, progress).await?.report)
+    }
+
+    async fn withdraw(&self, damage: &Withdrawal) -> Result<Withdrawn> {
+        self.take_out_of_use(damage).await
+    }
+
+    async fn marked(&self) -> Result<Vec<Marked>> {
+        super::damage::marks(&self.backend).await
+    }
+
+    async fn repair(&self, options: &RepairOptions, progress: &dyn Progress) -> Result<RepairReport> {
+        self.repaired(options, progress).await
     }
 }
 

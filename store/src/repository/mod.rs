@@ -1,13 +1,17 @@
 //! The repository itself: one bucket or directory, its catalog, and the promise of every commit.
 
 mod authority;
+mod claims;
 mod collect;
+mod damage;
 mod deletions;
 mod nodes;
 mod owner;
+mod rebuild;
 mod sync;
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +19,7 @@ use bytes::Bytes;
 
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
-use crate::catalog::Catalog;
+use crate::catalog::{self, Catalog};
 use crate::id::{RepositoryId, SlotId};
 use crate::names;
 use crate::snapshot::{Descriptor, Timestamp};
@@ -23,6 +27,7 @@ use crate::{Error, Result};
 
 pub(crate) use nodes::NodeReader;
 pub use owner::Access;
+pub use rebuild::RebuildReport;
 
 /// Tells the time, in milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -38,6 +43,10 @@ pub struct Repository {
     clock: Clock,
     /// Documents below `snapshots/` that cannot be read: listed, so that whoever verifies them sees it.
     unreadable: Vec<StoredDocument>,
+    /// Held open: while it is, nobody puts another catalog in the place of this one.
+    _users: Option<File>,
+    /// What is wrong with the catalog, if it is so damaged that the repository is read without it.
+    lost_catalog: Option<String>,
 }
 
 impl Repository {
@@ -48,6 +57,9 @@ impl Repository {
     pub async fn init(backend: &Backend, descriptor: Bytes, slots: Vec<(SlotId, Bytes)>) -> Result<()> {
         if backend.size(names::DESCRIPTOR).await?.is_some() {
             return Err(Error::AlreadyExists { location: backend.location().to_owned() });
+        }
+        if let lost @ Error::Missing { .. } = lost_descriptor(backend).await? {
+            return Err(lost);
         }
         for (slot, document) in slots {
             backend.put(&names::slot(&slot), document).await?;
@@ -63,21 +75,33 @@ impl Repository {
     pub async fn open(backend: Backend, state: &Path, access: Access) -> Result<Self> {
         let descriptor = match backend.get(names::DESCRIPTOR).await {
             Err(Error::Missing { .. }) => {
-                return Err(Error::NoRepository { location: backend.location().to_owned() });
+                return Err(lost_descriptor(&backend).await?);
             }
             other => other?,
         };
-        let id = Descriptor::peek(&descriptor)?.repository;
+        let descriptor = Descriptor::peek(&descriptor)?;
+        let id = descriptor.repository;
         let path = catalog_path(&backend, state, id);
-        let catalog = match sync::open_catalog(&path, state, id, &backend).await {
+        rebuild::is_not_anothers(&path, &descriptor)?;
+        let opened = async {
+            let users = sync::join_users(&path)?;
+            Ok((sync::open_catalog(&path, state, id, &backend).await?, Some(users)))
+        };
+        let (catalog, users, lost_catalog) = match opened.await {
+            Ok((catalog, users)) => (catalog, users, None),
             // Whoever only reads needs no catalog that can be written, or is sound.
             Err(error @ (Error::File { .. } | Error::Catalog { .. })) if access == Access::Read => {
                 tracing::warn!("{error}; reading the repository without it, which takes longer");
-                sync::temporary_catalog(id, &backend).await?
+                let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+                let what = format!("{error}{}", source.unwrap_or_default());
+                let lost = catalog::is_damaged(&error).then_some(what);
+                (sync::temporary_catalog(id, &backend).await?, None, lost)
             }
-            other => other?,
+            Err(error) => return Err(error),
         };
-        Self::open_with(backend, catalog, id, Arc::new(|| Timestamp::now().as_milliseconds()), access).await
+        let clock = Arc::new(|| Timestamp::now().as_milliseconds());
+        let repository = Self::open_with(backend, catalog, id, clock, access).await?;
+        Ok(Self { _users: users, lost_catalog, ..repository })
     }
 
     /// Opens repository `id` on a catalog that the caller has opened, with the caller's clock.
@@ -92,13 +116,23 @@ impl Repository {
         access: Access,
     ) -> Result<Self> {
         let catalog = Arc::new(catalog);
-        let (ownership, ours) = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        let unreadable = match ours {
-            true => sync::adopt(&backend, &catalog, &nodes, id).await?,
-            false => sync::import(&backend, &catalog, id).await?,
+        let settled = owner::Ownership::settle(&backend, id, catalog.owner(), access).await;
+        let (ownership, unreadable) = match settled {
+            Ok((ownership, true)) => (ownership, sync::adopt(&backend, &catalog, &nodes, id).await?),
+            Ok((ownership, false)) => (ownership, sync::import(&backend, &catalog, id).await?),
+            // Whoever only reads need not know whose it is. It may be this host's: nothing is concluded from what is not listed.
+            Err(error) if access == Access::Read && claims::is_damaged_claim(&error) => {
+                tracing::warn!("{error}; only reading is possible");
+                let nobody =
+                    owner::Ownership::settle(&Backend::memory(), id, catalog.owner(), access).await?;
+                (nobody.0, sync::adopt(&backend, &catalog, &nodes, id).await?)
+            }
+            Err(error) => return Err(error),
         };
-        let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable };
+        let (_users, lost_catalog) = (None, None);
+        let repository =
+            Self { id, backend, catalog, nodes, access, ownership, clock, unreadable, _users, lost_catalog };
         if access != Access::Read {
             // Whoever was killed while it forgot had decided.
             for snapshot in repository.catalog.forgotten_objects()? {
@@ -118,6 +152,16 @@ impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Repository({} at {})", self.id, self.backend.location())
     }
+}
+
+/// What a place without a descriptor is: a repository that lost it, if it holds what only a repository does.
+async fn lost_descriptor(backend: &Backend) -> Result<Error> {
+    for folder in [names::CLAIMS, names::SNAPSHOTS, names::PACKS, names::NODES] {
+        if !backend.list(folder).await?.is_empty() {
+            return Ok(Error::Missing { object: names::DESCRIPTOR.to_owned() });
+        }
+    }
+    Ok(Error::NoRepository { location: backend.location().to_owned() })
 }
 
 /// A directory keeps its catalog inside, so that it can be moved; a bucket's lies with this host's state.

@@ -1,12 +1,13 @@
 //! Bringing the catalog up to what the bucket holds.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::damage::{Trust, retire_marked};
 use super::{NodeReader, deletions, owner};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
@@ -44,30 +45,79 @@ pub(super) async fn open_catalog(
     // Built aside and renamed, so that a half-built catalog is never taken for a whole one. A log that a lost catalog left
     // behind would be replayed into the new one.
     let building = path.with_extension("building");
-    for leftover in [
-        &building,
-        &beside(&building, "-wal"),
-        &beside(&building, "-shm"),
-        &beside(path, "-wal"),
-        &beside(path, "-shm"),
-    ] {
-        match fs::remove_file(leftover) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                return Err(Error::File { path: leftover.clone(), action: "remove", source });
-            }
-            _ => {}
-        }
-    }
+    remove_database(&building)?;
+    remove_database(path)?;
     let mut catalog = Catalog::open(&building, id)?;
     remember_owner(&mut catalog, &state.join("owners").join(id.to_string()))?;
     import(backend, &catalog, id).await?;
+    retire_marked(backend, &catalog, id, Trust::Nothing).await?;
     drop(catalog);
     fs::rename(&building, path).map_err(file("put in place"))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("put in place"))?;
     Catalog::open(path, id)
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+/// Removes a database that is not whole, and what belongs to it.
+pub(super) fn remove_database(path: &Path) -> Result<()> {
+    for leftover in [path.to_owned(), beside(path, "-wal"), beside(path, "-shm")] {
+        match fs::remove_file(&leftover) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(Error::File { path: leftover, action: "remove", source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Held open for as long as the catalog is used: nobody puts another in its place meanwhile.
+pub(super) fn join_users(path: &Path) -> Result<File> {
+    let users = users_file(path)?;
+    users.lock_shared().map_err(|source| Error::File { path: path.to_owned(), action: "lock", source })?;
+    Ok(users)
+}
+
+/// Held open while another catalog is put in the place of this one.
+pub(super) fn exclude_users(path: &Path) -> Result<File> {
+    let users = users_file(path)?;
+    match users.try_lock() {
+        Ok(()) => Ok(users),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => {
+            Err(Error::File { path: path.to_owned(), action: "lock", source })
+        }
+    }
+}
+
+fn users_file(path: &Path) -> Result<File> {
+    let file = |action| move |source| Error::File { path: path.to_owned(), action, source };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(file("create the folder of"))?;
+    File::create(path.with_extension("users")).map_err(file("lock"))
+}
+
+/// Writes a small file whole or not at all.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = |action| move |source| Error::File { path: path.to_owned(), action, source };
+    let partial = beside(path, &format!(".{}.partial", std::process::id()));
+    let mut written = File::create(&partial).map_err(file("write"))?;
+    written.write_all(bytes).map_err(file("write"))?;
+    written.sync_all().map_err(file("write"))?;
+    fs::rename(&partial, path).map_err(file("write"))
+}
+
+/// Who this host was when it opened the repository last.
+pub(super) fn remembered_owner(state: &Path, id: RepositoryId) -> Result<Option<OwnerId>> {
+    let path = state.join("owners").join(id.to_string());
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(OwnerId::from_hex(text.trim())),
+        Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path, action: "read", source }),
+    }
+}
+
+/// The path with something appended to it.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
@@ -84,11 +134,7 @@ fn remember_owner(catalog: &mut Catalog, path: &Path) -> Result<()> {
         Err(source) if source.kind() == ErrorKind::NotFound => {
             let folder = path.parent().unwrap_or(Path::new("."));
             fs::create_dir_all(folder).map_err(file("create the folder of"))?;
-            let partial = path.with_extension(format!("{}.partial", std::process::id()));
-            let mut written = File::create(&partial).map_err(file("write"))?;
-            writeln!(written, "{}", catalog.owner()).map_err(file("write"))?;
-            written.sync_all().map_err(file("write"))?;
-            fs::rename(&partial, path).map_err(file("write"))
+            write_whole(path, format!("{}\n", catalog.owner()).as_bytes())
         }
         Err(source) => Err(file("read")(source)),
     }

@@ -92,7 +92,7 @@ mod tests {
             let wanted: Vec<Wanted> = places.iter().enumerate().map(|(at, &(pack, slot, length))| Wanted {
                 id: ChunkId::new([at as u8; 32]),
                 location: Location {
-                    pack: PackName::new([pack; 32]), offset: slot * 3000, payload_length: length, plain_length: 4096, codec: crate::pack::Codec::None,
+                    pack: PackName::new([pack; 32]), offset: slot * 3000, payload_length: length, plain_length: 4096, codec: crate::pack::Codec::None, retired: false,
                 },
             }).collect();
             let reads = plan_reads(wanted.clone(), gap, longest);

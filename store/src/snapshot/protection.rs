@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::document;
 use crate::id::{RepositoryId, SnapshotId};
+use crate::{Error, Result, document, names};
 
 const KIND: &str = "protection";
 
@@ -21,5 +21,18 @@ impl Protection {
     /// The object `protected/<snapshot>.json`, always the same for a snapshot.
     pub fn seal(&self) -> Vec<u8> {
         document::seal(KIND, self, &document::public_key_for(KIND))
+    }
+
+    /// Reads the mark of `snapshot`: only to say that it is damaged, for it protects all the same.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] or [`Error::Version`] as any document; [`Error::Damaged`] also if it is another snapshot's.
+    pub fn open(snapshot: &SnapshotId, bytes: &[u8]) -> Result<Self> {
+        let object = names::protection(snapshot);
+        let mark: Self = document::open(&object, KIND, bytes, &document::public_key_for(KIND))?;
+        if mark.snapshot != *snapshot {
+            return Err(Error::damaged(object, format!("it is of snapshot {}", mark.snapshot)));
+        }
+        Ok(mark)
     }
 }

@@ -50,7 +50,7 @@ pub struct Candidate {
 pub enum Reason {
     /// Somebody protected it.
     Protected,
-    /// It is the VM's newest good one.
+    /// It is the VM's newest good one, or its newest if none is good.
     Newest,
     /// Among the last.
     Last,
@@ -80,7 +80,7 @@ impl Policy {
 
 /// Why each of these snapshots of one VM stays, newest first; those without a reason go. Hours and days are those of `zone`.
 ///
-/// Rules are met by good snapshots only. The newest good one always stays, and so do protected ones.
+/// Rules are met by good snapshots only. The newest good one always stays (the newest, if none is good), and so do protected ones.
 ///
 /// # Errors
 /// [`Error::Invalid`] if `within` reaches beyond the years that there are.
@@ -96,7 +96,9 @@ pub fn apply_policy(
         (Some(within), Some((newest, _))) => Some(before(newest.time, within, zone)?),
         _ => None,
     };
-    if let Some((_, reasons)) = decided.iter_mut().find(|(candidate, _)| candidate.good) {
+    // What is left of a machine is better than nothing.
+    let newest = decided.iter().position(|(candidate, _)| candidate.good).unwrap_or(0);
+    if let Some((_, reasons)) = decided.get_mut(newest) {
         reasons.push(Reason::Newest);
     }
     for (candidate, reasons) in &mut decided {

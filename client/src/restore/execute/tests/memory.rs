@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use underlay_store::authority::{Authority, SessionGrant, StoredDocument};
+use underlay_store::authority::{
+    Authority, Marked, RepairOptions, RepairReport, SessionGrant, StoredDocument, Withdrawal, Withdrawn,
+};
 use underlay_store::catalog::{Location, Totals};
 use underlay_store::check::{CheckOptions, CheckReport};
 use underlay_store::cut::{BLOCK, CutParameters, Cutter, Piece, REGION};
@@ -211,6 +213,7 @@ impl Memory {
                 payload_length: entry.payload_length,
                 plain_length: entry.plain_length,
                 codec: entry.codec,
+                retired: false,
             });
         }
         self.packs.insert(pack.name(), pack.bytes.to_vec());
@@ -352,6 +355,15 @@ impl Authority for Memory {
         unreachable!()
     }
     async fn forget(&self, _: SnapshotId) -> Result<()> {
+        unreachable!()
+    }
+    async fn withdraw(&self, _: &Withdrawal) -> Result<Withdrawn> {
+        unreachable!()
+    }
+    async fn marked(&self) -> Result<Vec<Marked>> {
+        unreachable!()
+    }
+    async fn repair(&self, _: &RepairOptions, _: &dyn Progress) -> Result<RepairReport> {
         unreachable!()
     }
     async fn totals(&self) -> Result<Totals> {
