@@ -175,6 +175,7 @@ impl Backup<'_> {
         let record = Record {
             disks: disks.clone(),
             document: document.clone(),
+            made: self.process.world.core().step,
             acknowledged: false,
             forget_begun: None,
             forgotten: false,

@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod bucket;
+mod canaries;
 mod client;
+mod crashes;
 mod disk;
 mod model;
 mod oracle;
@@ -83,7 +85,10 @@ fn judge(world: &Arc<World>, threads: &Threads, host: usize) {
 
 fn storm(seed: u64, threads: &Threads, sabotage: Option<Sabotage>) -> Outcome {
     let mut random = Random::new(seed);
-    let weather = Weather { sabotage, ..Weather::draw(&mut random) };
+    let mut weather = Weather { sabotage, ..Weather::draw(&mut random) };
+    if sabotage == Some(Sabotage::FailureIsEmpty) {
+        (weather.half_list, weather.catalog_loss) = (500, 4);
+    }
     let world = new_world(seed, weather, threads);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let mut schedule = Schedule::new(&world, threads);

@@ -12,6 +12,8 @@ use crate::disk::Disk;
 pub struct Record {
     pub disks: Vec<(Root, Disk)>,
     pub document: Bytes,
+    /// The step at which its commit began.
+    pub made: u64,
     /// The commit was answered with success.
     pub acknowledged: bool,
     /// The step at which somebody first asked to drop it.

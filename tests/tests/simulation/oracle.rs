@@ -120,12 +120,8 @@ async fn rebuilt(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Res
     let found: BTreeMap<SnapshotId, Bytes> =
         fresh.snapshots()?.into_iter().map(|(id, bytes)| (id, Bytes::from(bytes))).collect();
     if found != *listed {
-        let (a, b): (BTreeSet<_>, BTreeSet<_>) = (found.keys().collect(), listed.keys().collect());
-        process.world.complain(format!(
-            "a rebuilt catalog lists other snapshots: only rebuilt {:?}, only live {:?}",
-            a.difference(&b).collect::<Vec<_>>(),
-            b.difference(&a).collect::<Vec<_>>()
-        ));
+        let (more, less) = differences(&found, listed);
+        process.world.complain(format!("a rebuilt catalog lists {more:?} more and {less:?} less"));
     }
     for kind in [PackKind::Data, PackKind::Nodes] {
         let known: BTreeMap<PackName, u64> =
@@ -148,6 +144,14 @@ async fn rebuilt(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Res
         }
     }
     Ok(())
+}
+
+fn differences(
+    a: &BTreeMap<SnapshotId, Bytes>,
+    b: &BTreeMap<SnapshotId, Bytes>,
+) -> (Vec<SnapshotId>, Vec<SnapshotId>) {
+    let (a, b): (BTreeSet<_>, BTreeSet<_>) = (a.keys().copied().collect(), b.keys().copied().collect());
+    (a.difference(&b).copied().collect(), b.difference(&a).copied().collect())
 }
 
 /// The ids in a pack, as its bytes say.
@@ -177,8 +181,11 @@ async fn elsewhere(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> R
     let other = Process::begin(&process.world, 0, 1 - process.host);
     let reader = other.open(Access::Read).await?;
     let found = snapshots(&other, &reader).await?;
-    if found != *listed {
-        process.world.complain("a reader on the other host sees other snapshots");
+    let (more, mut less) = differences(&found, listed);
+    // A host that was asked to drop a snapshot and could not delete its object does not show it any more; others do.
+    less.retain(|id| process.world.core().model.snapshots[id].forget_begun.is_none());
+    if !more.is_empty() || !less.is_empty() {
+        process.world.complain(format!("a reader on the other host sees {more:?} more and {less:?} less"));
     }
     restored(&other, &reader, &found).await
 }

@@ -109,7 +109,7 @@ pub async fn forget(process: &Process, repository: &Repository, random: &mut Ran
     forget_one(process, repository, id).await;
 }
 
-pub async fn forget_one(process: &Process, repository: &Repository, id: SnapshotId) {
+pub async fn forget_one(process: &Process, repository: &Repository, id: SnapshotId) -> bool {
     let begun = {
         let mut core = process.world.core();
         let step = core.step;
@@ -122,7 +122,7 @@ pub async fn forget_one(process: &Process, repository: &Repository, id: Snapshot
     };
     let (_, protected, delete_first) = begun;
     if delete_first && process.backend().delete(&names::snapshot(&id)).await.is_err() {
-        return;
+        return false;
     }
     let outcome = process.heed(repository.forget(id).await);
     if outcome.is_ok() {
@@ -134,6 +134,7 @@ pub async fn forget_one(process: &Process, repository: &Repository, id: Snapshot
         }
         process.world.core().model.snapshots.get_mut(&id).unwrap().forgotten = true;
     }
+    outcome.is_ok()
 }
 
 async fn protect(process: &Process, repository: &Repository, random: &mut Random) {

@@ -89,7 +89,7 @@ impl Weather {
             full: some(8),
             catalog: some(6),
             kill: some(12),
-            catalog_loss: some(1),
+            catalog_loss: some(3),
             conditional: Conditional::Honoured,
             sabotage: None,
         };
