@@ -181,9 +181,13 @@ impl Lab {
             let places = self.repository.locate_chunks(&[*id]).await.expect("locations");
             let place = places[0].first().expect("the chunk is stored");
             let whole = PackId::new(PackKind::Data, place.pack);
-            let start = self.repository.read_pack(place.pack, 0..160).await.expect("a header");
-            let Parsed::Whole(header) = pack::parse_header(&whole, &start).expect("a sound header") else {
-                panic!("a longer header than one key needs")
+            let mut length = 48;
+            let header = loop {
+                let start = self.repository.read_pack(place.pack, 0..length).await.expect("a header");
+                match pack::parse_header(&whole, &start).expect("a sound header") {
+                    Parsed::Whole(header) => break header,
+                    Parsed::Needs(needed) => length = needed as u64,
+                }
             };
             let entry = place.entry(*id.as_bytes());
             let range = u64::from(entry.offset)..u64::from(entry.offset + entry.frame_length());

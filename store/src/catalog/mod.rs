@@ -18,7 +18,7 @@ mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -26,11 +26,24 @@ pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionStat
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
+/// A moment in a transaction that changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// All is done but for the commit. A failure here undoes it.
+    BeforeCommit,
+    /// It is committed. A failure here hides that from the caller.
+    AfterCommit,
+}
+
+/// Told of every moment and of what the transaction does: for tests that crash there.
+pub type Hook = Arc<dyn Fn(Moment, &'static str) -> Result<()> + Send + Sync>;
+
 /// An open catalog.
 pub struct Catalog {
     path: PathBuf,
     owner: OwnerId,
-    connection: Mutex<Connection>,
+    connection: Arc<Mutex<Connection>>,
+    hook: Option<Hook>,
 }
 
 impl Catalog {
@@ -59,7 +72,15 @@ impl Catalog {
     fn start(path: &Path, mut connection: Connection, repository: RepositoryId) -> Result<Self> {
         let owner = schema::prepare(path, &mut connection, repository)
             .map_err(|e| failed(path, "prepare the database", e))?;
-        Ok(Self { path: path.to_owned(), owner, connection: Mutex::new(connection) })
+        let connection = Arc::new(Mutex::new(connection));
+        Ok(Self { path: path.to_owned(), owner, connection, hook: None })
+    }
+
+    /// The same catalog as another process sees it, whose transactions `hook` is told of.
+    #[must_use]
+    pub fn with_hook(&self, hook: Hook) -> Self {
+        let Self { path, owner, connection, .. } = self;
+        Self { path: path.clone(), owner: *owner, connection: Arc::clone(connection), hook: Some(hook) }
     }
 
     /// Makes this catalog act for an owner that the host remembers: its file was lost, the host was not.
@@ -100,7 +121,11 @@ impl Catalog {
         let outcome = (|| {
             let transaction = connection.transaction_with_behavior(behavior)?;
             let value = work(&transaction)?;
+            let changes = matches!(behavior, TransactionBehavior::Immediate);
+            let hook = self.hook.as_ref().filter(|_| changes);
+            hook.map_or(Ok(()), |hook| hook(Moment::BeforeCommit, action))?;
             transaction.commit()?;
+            hook.map_or(Ok(()), |hook| hook(Moment::AfterCommit, action))?;
             Ok(value)
         })();
         outcome.map_err(|failure| failed(&self.path, action, failure))

@@ -11,10 +11,13 @@ use super::{Failure, Outcome, expect};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// From version 1: nothing but a new table.
 const FROM_VERSION_1: &str =
     "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
+/// From version 2: packs remember when they were read last, and deleted ones are remembered.
+const FROM_VERSION_2: &str = "ALTER TABLE packs ADD COLUMN checked INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE tombstones (name BLOB PRIMARY KEY) WITHOUT ROWID";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
 /// How long a transaction waits for those of other processes.
@@ -50,9 +53,11 @@ pub(super) fn prepare(
 
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = version(&transaction)?;
-    if found == 1 {
-        transaction.execute_batch(FROM_VERSION_1)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+    for (version, change) in [(1, FROM_VERSION_1), (2, FROM_VERSION_2)] {
+        if (1..=version).contains(&found) {
+            transaction.execute_batch(change)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+        }
     }
     if found == 0 {
         transaction.execute_batch(include_str!("schema.sql"))?;
@@ -127,7 +132,7 @@ mod tests {
         assert_eq!(number("page_size"), 8192);
         assert_eq!(number("synchronous"), 2);
         assert_eq!(number("busy_timeout"), 60_000);
-        assert_eq!(number("user_version"), 2);
+        assert_eq!(number("user_version"), 3);
     }
 
     #[test]
@@ -144,21 +149,26 @@ mod tests {
     fn a_newer_version_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 3).unwrap();
+        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 4).unwrap();
         let error = Catalog::open(&path, repository()).unwrap_err();
-        assert!(matches!(error, Error::Version { found: 3, known: 2, .. }), "{error:?}");
+        assert!(matches!(error, Error::Version { found: 4, known: 3, .. }), "{error:?}");
     }
 
     #[test]
-    fn a_catalog_of_version_1_is_brought_up_to_date() {
+    fn an_older_catalog_is_brought_up_to_date() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        let catalog = Catalog::open(&path, repository()).unwrap();
-        catalog.lock().execute_batch("DROP TABLE forgotten; PRAGMA user_version = 1").unwrap();
-        drop(catalog);
-        let catalog = Catalog::open(&path, repository()).unwrap();
-        assert_eq!(catalog.forgotten_objects().unwrap(), []);
-        assert_eq!(version(&catalog.lock()).unwrap(), VERSION);
+        let second = "ALTER TABLE packs DROP COLUMN checked; DROP TABLE tombstones; PRAGMA user_version = 2";
+        let first = "DROP TABLE forgotten; PRAGMA user_version = 1";
+        for changes in [&[second][..], &[second, first]] {
+            let catalog = Catalog::open(&path, repository()).unwrap();
+            changes.iter().for_each(|change| catalog.lock().execute_batch(change).unwrap());
+            drop(catalog);
+            let catalog = Catalog::open(&path, repository()).unwrap();
+            assert_eq!(catalog.forgotten_objects().unwrap(), []);
+            assert_eq!(catalog.packs(crate::pack::PackKind::Data).unwrap(), []);
+            assert_eq!(version(&catalog.lock()).unwrap(), VERSION);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
--- The catalog, version 2. Derived from the bucket, except for sessions and what they hold.
+-- The catalog, version 3. Derived from the bucket, except for sessions and what they hold.
 -- Ids are blobs. Rows name packs, sessions and snapshots by small integers.
 
 CREATE TABLE meta (
@@ -19,7 +19,8 @@ CREATE TABLE packs (
     session     INTEGER,            -- the first that stored it; null: found in the bucket
     proven      INTEGER NOT NULL,   -- a commit has proven what its nodes refer to
     state       INTEGER NOT NULL DEFAULT 0, -- 0 live, 1 condemned, 2 deleting
-    condemned   INTEGER             -- epoch in which it left state 0
+    condemned   INTEGER,            -- epoch in which it left state 0
+    checked     INTEGER NOT NULL DEFAULT 0 -- when it was last read whole, milliseconds since 1970; 0: never
 );
 
 -- Who stored a pack. Node packs are not encrypted: two sessions that make the same nodes make the same pack.
@@ -33,6 +34,11 @@ CREATE TABLE writers (
 CREATE TABLE expected_packs (
     name BLOB PRIMARY KEY,
     kind INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Packs that are deleted, or may be at any moment: a listing that still shows them is not believed.
+CREATE TABLE tombstones (
+    name BLOB PRIMARY KEY
 ) WITHOUT ROWID;
 
 -- One id may lie in several packs. A row is offered to backups only if it is not condemned and its pack is live.

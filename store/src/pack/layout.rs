@@ -10,7 +10,7 @@ pub const FRAME_HEADER_LENGTH: u32 = 60;
 pub(super) const HEADER_MAGIC: &[u8; 8] = b"UNDLPACK";
 pub(super) const FRAME_MAGIC: &[u8; 4] = b"ulf1";
 pub(super) const FOOTER_MAGIC: &[u8; 8] = b"UNDLTAIL";
-pub(super) const HEADER_FIXED: usize = 32;
+pub(super) const HEADER_FIXED: usize = 48;
 pub(super) const HASH_LENGTH: usize = 32;
 pub(super) const ENTRY_LENGTH: usize = 48;
 pub(super) const FOOTER_LENGTH: usize = 64;
@@ -152,6 +152,8 @@ pub struct Header {
     pub kind: PackKind,
     /// The repository it was written for.
     pub repository: RepositoryId,
+    /// Random, so that no two packs that were ever written have the same name, whatever they hold.
+    pub salt: [u8; 16],
     /// The keys that its frames name; empty in a node pack.
     pub sealed_keys: Vec<SealedKey>,
 }
@@ -185,6 +187,7 @@ impl Header {
         let keys = u32::try_from(self.sealed_keys.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&keys.to_le_bytes());
         out.extend_from_slice(self.repository.as_bytes());
+        out.extend_from_slice(&self.salt);
         self.sealed_keys.iter().for_each(|key| out.extend_from_slice(key.as_bytes()));
         let hash = blake3::hash(&out[start..]);
         out.extend_from_slice(hash.as_bytes());

@@ -95,7 +95,7 @@ pub fn parse(pack: &PackId, bytes: &[u8]) -> Result<PackIndex> {
     Ok(PackIndex { header, entries })
 }
 
-/// Reads the header from a pack's first bytes. 32 are enough to learn how many are needed.
+/// Reads the header from a pack's first bytes. 48 are enough to learn how many are needed.
 ///
 /// # Errors
 /// [`Error::Damaged`] if it is not a header of this kind of pack, [`Error::Version`] if another version wrote it.
@@ -121,6 +121,7 @@ pub fn parse_header(pack: &PackId, prefix: &[u8]) -> Result<Parsed<Header>> {
         return Err(damaged("its number of keys is out of bounds"));
     }
     let repository = RepositoryId::new(fields.take().ok_or_else(cut_off)?);
+    let salt = fields.take().ok_or_else(cut_off)?;
     let length = Header::length_with(keys);
     let Some(whole) = prefix.get(fixed.len()..length) else {
         return Ok(Parsed::Needs(length));
@@ -131,7 +132,7 @@ pub fn parse_header(pack: &PackId, prefix: &[u8]) -> Result<Parsed<Header>> {
     }
     let (sealed_keys, _) = table.as_chunks::<{ SealedKey::LENGTH }>();
     let sealed_keys = sealed_keys.iter().map(|key| SealedKey::new(*key)).collect();
-    Ok(Parsed::Whole(Header { kind: pack.kind, repository, sealed_keys }))
+    Ok(Parsed::Whole(Header { kind: pack.kind, repository, salt, sealed_keys }))
 }
 
 /// Reads the footer: a pack's last 64 bytes. Its checksum covers the entries too, so only [`parse_trailer`] checks it.

@@ -102,6 +102,8 @@ fn golden_node_pack() {
 
     let mut expected = b"UNDLPACK\x01\x00\x02\x00\x00\x00\x00\x00".to_vec();
     expected.extend([3; 16]);
+    // The salt.
+    expected.extend(&pack.bytes[32..48]);
     expected.extend(blake3::hash(&expected).as_bytes());
     expected.extend(b"ulf1\x00\x00\xff\xff\x04\x00\x00\x00\x04\x00\x00\x00");
     expected.extend([0xaa; 32]);
@@ -109,14 +111,24 @@ fn golden_node_pack() {
     expected.extend(b"node");
     let trailer = expected.len();
     expected.extend([0xaa; 32]);
-    expected.extend(b"\x40\x00\x00\x00\x04\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00");
-    expected.extend(b"\x01\x00\x00\x00\x40\x00\x00\x00\x80\x00\x00\x00\x00\x00\x00\x00");
+    expected.extend(b"\x50\x00\x00\x00\x04\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00");
+    expected.extend(b"\x01\x00\x00\x00\x50\x00\x00\x00\x90\x00\x00\x00\x00\x00\x00\x00");
     let hash = blake3::hash(&expected[trailer..]);
     expected.extend(hash.as_bytes());
     expected.extend(b"\x01\x00\x00\x00\x00\x00\x00\x00UNDLTAIL");
     assert_eq!(hex::encode(&pack.bytes), hex::encode(&expected));
-    assert_eq!(pack.bytes.len(), 240);
-    assert_eq!(pack.name().to_string(), "cb4af753372c752be79033f061c4406455dbb30d9474d369e0a3afc56d122fb9");
+    assert_eq!(pack.bytes.len(), 256);
+}
+
+#[test]
+fn no_name_comes_back() {
+    let (first, second) = (node_pack(), node_pack());
+    assert_eq!(first.entries, second.entries);
+    assert_ne!(
+        first.name(),
+        second.name(),
+        "a pack that is deleted could be stored again while it is being deleted"
+    );
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl PackWriter {
 
     /// An empty node pack.
     pub fn nodes(repository: RepositoryId) -> Self {
-        Self::empty(Header { kind: PackKind::Nodes, repository, sealed_keys: Vec::new() })
+        Self::empty(PackKind::Nodes, repository, Vec::new())
     }
 
     /// An empty pack of this kind.
@@ -136,10 +136,11 @@ impl PackWriter {
                 rule: "1 to 4096 in a data pack, none in a node pack".into(),
             });
         }
-        Ok(Self::empty(Header { kind, repository, sealed_keys }))
+        Ok(Self::empty(kind, repository, sealed_keys))
     }
 
-    fn empty(header: Header) -> Self {
+    fn empty(kind: PackKind, repository: RepositoryId, sealed_keys: Vec<SealedKey>) -> Self {
+        let header = Header { kind, repository, salt: crate::key::random_bytes(), sealed_keys };
         let mut bytes = Vec::new();
         header.write(&mut bytes);
         Self { header, target: TARGET_LENGTH, bytes, entries: Vec::new() }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Access, Repository, blocking, owner};
+use super::{Access, Repository, blocking};
 use crate::authority::{Authority, SessionGrant, StoredDocument};
 use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
 use crate::check::{self, CheckOptions, CheckReport};
@@ -79,7 +79,7 @@ impl Authority for Repository {
     async fn open_session(&self, vm: &str) -> Result<SessionGrant> {
         self.writable()?;
         let (session, vm) = (SessionId::random(), vm.to_owned());
-        let now = Timestamp::now().as_milliseconds();
+        let now = (self.clock)();
         let assigned = self.with_catalog(move |catalog| catalog.open_session(session, &vm, now)).await?;
         Ok(SessionGrant { session, time: Timestamp::from_milliseconds(assigned)? })
     }
@@ -122,6 +122,8 @@ impl Authority for Repository {
         })
         .await?;
         let name = record.name;
+        // Whoever was shut out hears of it before it sends more.
+        self.ownership.still_ours(&self.backend).await?;
         // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
         self.with_catalog(move |catalog| catalog.expect_pack(session, name, kind)).await?;
         self.backend.put(&names::pack(kind, &name), bytes).await?;
@@ -149,7 +151,7 @@ impl Authority for Repository {
         };
         self.with_catalog(move |catalog| catalog.begin_commit(session)).await?;
         self.backend.put(&names::snapshot(&id), document.clone()).await?;
-        owner::still_ours(&self.backend, &self.catalog, &self.id).await?;
+        self.ownership.still_ours(&self.backend).await?;
         self.with_catalog(move |catalog| {
             let (time_ms, vm) = (snapshot.time.as_milliseconds(), snapshot.vm.as_str());
             let record = SnapshotRecord { snapshot: id, vm, time_ms, document: &document, roots: &roots };
@@ -201,7 +203,7 @@ impl Authority for Repository {
         if self.backend.size(&names::protection(&snapshot)).await?.is_some() {
             return Err(Error::Protected { snapshot });
         }
-        owner::still_ours(&self.backend, &self.catalog, &self.id).await?;
+        self.ownership.still_ours(&self.backend).await?;
         // Nobody relies on it any more before its object goes.
         self.with_catalog(move |catalog| catalog.forget_snapshot(snapshot)).await?;
         self.delete_forgotten(snapshot).await

@@ -5,6 +5,7 @@ mod nodes;
 mod owner;
 mod sync;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,20 +16,24 @@ use crate::backend::Backend;
 use crate::catalog::Catalog;
 use crate::id::{RepositoryId, SlotId};
 use crate::names;
-use crate::snapshot::Descriptor;
+use crate::snapshot::{Descriptor, Timestamp};
 use crate::{Error, Result};
 
 pub(crate) use nodes::NodeReader;
 pub use owner::Access;
 
+/// Tells the time, in milliseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
 /// One repository, embedded in this process. Talk to it through [`crate::authority::Authority`].
-#[derive(Debug)]
 pub struct Repository {
     id: RepositoryId,
     backend: Backend,
     catalog: Arc<Catalog>,
     nodes: nodes::NodeReader,
     access: Access,
+    ownership: owner::Ownership,
+    clock: Clock,
     /// Documents below `snapshots/` that cannot be read: listed, so that whoever verifies them sees it.
     unreadable: Vec<StoredDocument>,
 }
@@ -70,14 +75,28 @@ impl Repository {
             }
             other => other?,
         };
+        Self::open_with(backend, catalog, id, Arc::new(|| Timestamp::now().as_milliseconds()), access).await
+    }
+
+    /// Opens repository `id` on a catalog that the caller has opened, with the caller's clock.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub async fn open_with(
+        backend: Backend,
+        catalog: Catalog,
+        id: RepositoryId,
+        clock: Clock,
+        access: Access,
+    ) -> Result<Self> {
         let catalog = Arc::new(catalog);
-        let ours = owner::settle(&backend, &catalog, id, access).await?;
+        let (ownership, ours) = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
         let unreadable = match ours {
             true => sync::adopt(&backend, &catalog, id).await?,
             false => sync::import(&backend, &catalog, id).await?,
         };
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        let repository = Self { id, backend, catalog, nodes, access, unreadable };
+        let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable };
         if access != Access::Read {
             // Whoever was killed while it forgot had decided.
             for snapshot in repository.catalog.forgotten_objects()? {
@@ -90,6 +109,12 @@ impl Repository {
     /// The repository's id.
     pub fn id(&self) -> RepositoryId {
         self.id
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Repository({} at {})", self.id, self.backend.location())
     }
 }
 

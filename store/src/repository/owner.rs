@@ -1,10 +1,14 @@
 //! Who may write here: the claim of the highest generation.
+//!
+//! No store is trusted to refuse a second writer of one name, and no listing to be fresh: claims are found by asking for the
+//! next generation until there is none, and read again after they were written.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use crate::backend::Backend;
-use crate::catalog::Catalog;
-use crate::id::RepositoryId;
+use crate::id::{OwnerId, RepositoryId};
 use crate::names::{self, ObjectName};
 use crate::snapshot::{Claim, Timestamp};
 use crate::{Error, Result};
@@ -20,6 +24,15 @@ pub enum Access {
     TakeOver,
 }
 
+/// Who this process acts for, and the claim it relies on.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    repository: RepositoryId,
+    owner: OwnerId,
+    /// Of the claim that made the repository ours; 0 if it is not.
+    generation: AtomicU64,
+}
+
 /// The claim of the highest generation; `None` before the first.
 pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Result<Option<Claim>> {
     let claims = backend.list(names::CLAIMS).await?;
@@ -27,54 +40,73 @@ pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Res
         Some(ObjectName::Claim(generation)) => Some(generation),
         _ => None,
     });
-    let Some(generation) = generations.max() else { return Ok(None) };
+    newest(backend, repository, generations.max().unwrap_or(0)).await
+}
+
+/// The claim of the highest generation, from `known` on.
+async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Result<Option<Claim>> {
+    let mut generation = known;
+    while backend.exists(&names::claim(generation + 1)).await? {
+        generation += 1;
+    }
+    if generation == 0 {
+        return Ok(None);
+    }
     let bytes = backend.get(&names::claim(generation)).await?;
     Claim::open(generation, repository, &bytes).map(Some)
 }
 
-/// Finds out whose the repository is and makes it ours where `access` asks for that. True if it is ours.
-pub(super) async fn settle(
-    backend: &Backend,
-    catalog: &Catalog,
-    repository: RepositoryId,
-    access: Access,
-) -> Result<bool> {
-    let claim = current(backend, &repository).await?;
-    let owner = catalog.owner();
-    match (&claim, access) {
-        (Some(claim), _) if claim.owner == owner => return Ok(true),
-        (Some(claim), Access::Write) => {
-            return Err(Error::OwnedElsewhere { host: claim.host.clone(), generation: claim.generation });
+impl Ownership {
+    /// Finds out whose the repository is and makes it `owner`'s where `access` asks for that. True if it was before.
+    pub(super) async fn settle(
+        backend: &Backend,
+        repository: RepositoryId,
+        owner: OwnerId,
+        access: Access,
+    ) -> Result<(Self, bool)> {
+        let claim = current(backend, &repository).await?;
+        let of = |generation| Self { repository, owner, generation: AtomicU64::new(generation) };
+        match (&claim, access) {
+            (Some(claim), _) if claim.owner == owner => return Ok((of(claim.generation), true)),
+            (Some(claim), Access::Write) => return Err(elsewhere(claim)),
+            (_, Access::Read) => return Ok((of(0), false)),
+            (None, Access::Write) | (_, Access::TakeOver) => {}
         }
-        (_, Access::Read) => return Ok(false),
-        (None, Access::Write) | (_, Access::TakeOver) => {}
+        let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
+        let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
+        let put = backend.put(&names::claim(generation), Bytes::from(next.seal())).await;
+        let lost = Error::Missing { object: names::claim(generation) };
+        // Another process may have been a moment faster, on a store that does not tell.
+        match newest(backend, &repository, generation - 1).await? {
+            // What another owner stored before is not in this catalog yet.
+            Some(now) if now.generation < generation => Err(put.err().unwrap_or(lost)),
+            Some(now) if now.owner == owner => Ok((of(now.generation), claim.is_none())),
+            Some(now) => Err(elsewhere(&now)),
+            None => Err(put.err().unwrap_or(lost)),
+        }
     }
-    let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
-    let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
-    if let Err(error) = backend.put(&names::claim(generation), Bytes::from(next.seal())).await {
-        // Another process with the same catalog may have been a moment faster.
-        return match current(backend, &repository).await? {
-            Some(claim) if claim.owner == owner => Ok(true),
-            _ => Err(error),
-        };
+
+    /// Fails if somebody else has claimed the repository since it was opened. Two requests.
+    pub(super) async fn still_ours(&self, backend: &Backend) -> Result<()> {
+        let generation = self.generation();
+        match newest(backend, &self.repository, generation).await? {
+            Some(claim) if claim.owner == self.owner => {
+                self.generation.fetch_max(claim.generation, Ordering::Relaxed);
+                Ok(())
+            }
+            Some(claim) => Err(elsewhere(&claim)),
+            None => Err(Error::Missing { object: names::CLAIMS.to_owned() }),
+        }
     }
-    // What another owner stored before is not in this catalog yet.
-    Ok(claim.is_none())
+
+    /// Generation of the claim that made the repository ours.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
 }
 
-/// Fails if somebody else has claimed the repository since it was opened.
-pub(super) async fn still_ours(
-    backend: &Backend,
-    catalog: &Catalog,
-    repository: &RepositoryId,
-) -> Result<()> {
-    match current(backend, repository).await? {
-        Some(claim) if claim.owner != catalog.owner() => {
-            Err(Error::OwnedElsewhere { host: claim.host, generation: claim.generation })
-        }
-        Some(_) => Ok(()),
-        None => Err(Error::Missing { object: names::CLAIMS.to_owned() }),
-    }
+fn elsewhere(claim: &Claim) -> Error {
+    Error::OwnedElsewhere { host: claim.host.clone(), generation: claim.generation }
 }
 
 /// This host's name, for people; nothing is decided by it.
