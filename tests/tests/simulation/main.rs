@@ -92,7 +92,7 @@ fn storm(seed: u64, threads: &Threads, sabotage: Option<Sabotage>) -> Outcome {
     let world = new_world(seed, weather, threads);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let mut schedule = Schedule::new(&world, threads);
-        storm::lanes(&world, &mut random).into_iter().for_each(|lane| schedule.add(lane));
+        storm::lanes(&mut random).into_iter().for_each(|lane| schedule.add(lane));
         schedule.run();
         judge(&world, threads, usize::from(random.chance(300)));
     }));

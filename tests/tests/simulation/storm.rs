@@ -1,7 +1,5 @@
 //! What the actors of a run do, chosen by its seed.
 
-use std::sync::Arc;
-
 use underlay_store::authority::Authority;
 use underlay_store::check::CheckOptions;
 use underlay_store::error::Error;
@@ -15,24 +13,25 @@ use crate::random::Random;
 use crate::schedule::Script;
 use crate::world::{Sabotage, World};
 
-/// The commands of one lane: processes that follow one another, mostly on `host`.
-pub fn lane(mut random: Random, host: usize, mut left: usize) -> Script {
+/// The commands of one lane: processes that follow one another on `host`. `greed`: how often, in thousandths, who was told that
+/// the repository is somebody else's takes it over.
+pub fn lane(mut random: Random, host: usize, mut left: usize, greed: u64) -> Script {
     Box::new(move |world, lane| {
         left = left.checked_sub(1)?;
         let process = Process::begin(world, lane, host);
         let number = process.number;
         let random = random.fork();
-        Some((number, Box::pin(command(process, random))))
+        Some((number, Box::pin(command(process, random, greed))))
     })
 }
 
-async fn command(process: Process, mut random: Random) {
+async fn command(process: Process, mut random: Random, greed: u64) {
     let access = {
         let mut core = process.world.core();
         let told_off = std::mem::take(&mut core.hosts[process.host].told_off);
-        // The second host begins by taking over; whoever was told off takes it back, sometimes.
+        // The second host begins by taking over.
         match told_off || process.host > 0 {
-            true if random.chance(400) => {
+            true if random.chance(greed) => {
                 core.takeovers += 1;
                 Access::TakeOver
             }
@@ -172,15 +171,19 @@ async fn sweep_unknown(process: &Process) {
     }
 }
 
-/// How many lanes and commands.
-pub fn lanes(world: &Arc<World>, random: &mut Random) -> Vec<Script> {
+/// How many lanes and commands: a host alone, one that is visited, or two at war.
+pub fn lanes(random: &mut Random) -> Vec<Script> {
     let mut lanes = Vec::new();
-    for _ in 0..2 + random.below(2) {
-        lanes.push(lane(random.fork(), 0, 3 + random.index(6)));
+    let (ours, theirs, greed) = match random.below(4) {
+        0 => (3, 0, 0),
+        1 => (2, 1, 300),
+        2 => (2, 1, 600),
+        _ => (1 + random.below(2), 1 + random.below(2), 900),
+    };
+    for (host, count) in [(0, ours), (1, theirs)] {
+        for _ in 0..count {
+            lanes.push(lane(random.fork(), host, 3 + random.index(6), greed));
+        }
     }
-    if random.chance(500) {
-        lanes.push(lane(random.fork(), 1, 2 + random.index(4)));
-    }
-    assert!(world.core().hosts.len() == 2);
     lanes
 }
