@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::Result;
 use crate::catalog::{Location, Totals};
 use crate::check::{CheckOptions, CheckReport};
+use crate::gc::{GcOptions, GcReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
 use crate::pack::PackKind;
 use crate::progress::Progress;
@@ -92,6 +93,9 @@ pub trait Authority: Send + Sync {
 
     /// How much the catalog knows of.
     async fn totals(&self) -> Result<Totals>;
+
+    /// Collects the space of what no snapshot and no open session needs.
+    async fn gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport>;
 
     /// Compares catalog, bucket and trees, without any key.
     async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport>;

@@ -159,6 +159,12 @@ pub enum Error {
         /// The snapshot.
         snapshot: SnapshotId,
     },
+    /// Somebody else is doing what cannot be done twice at once.
+    #[error("{what} of this repository is already under way")]
+    Busy {
+        /// What it is.
+        what: &'static str,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -202,6 +208,7 @@ impl Error {
             Self::NoSnapshot { .. } => "`underlay list` shows them all",
             Self::Protected { .. } => "`underlay protect --off SNAPSHOT` lifts it",
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
+            Self::Busy { .. } => "wait until it has ended",
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",
             _ => return None,
         })

@@ -10,6 +10,7 @@ pub mod check;
 pub mod cut;
 pub mod document;
 pub mod error;
+pub mod gc;
 pub mod hexadecimal;
 pub mod id;
 pub mod key;

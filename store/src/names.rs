@@ -20,6 +20,9 @@ pub const SNAPSHOTS: &str = "snapshots/";
 /// Folder of marks that protect snapshots, with its slash.
 pub const PROTECTED: &str = "protected/";
 
+/// Folder of records of what is being deleted, with its slash.
+pub const DELETIONS: &str = "deletions/";
+
 /// An object of a repository. Displays as its name in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectName {
@@ -35,6 +38,8 @@ pub enum ObjectName {
     Snapshot(SnapshotId),
     /// `protected/<32 hex>.json`: that snapshot is protected.
     Protection(SnapshotId),
+    /// `deletions/<16 hex>-<8 hex>.json`: the generation of the owner who deletes, and a count.
+    Deletion(u64, u32),
 }
 
 impl ObjectName {
@@ -50,6 +55,14 @@ impl ObjectName {
             KEYS => SlotId::from_hex(rest.strip_suffix(".json")?).map(Self::Slot),
             SNAPSHOTS => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Snapshot),
             PROTECTED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Protection),
+            DELETIONS => {
+                let (generation, number) = rest.strip_suffix(".json")?.split_once('-')?;
+                let deletion = Self::Deletion(
+                    u64::from_str_radix(generation, 16).ok()?,
+                    u32::from_str_radix(number, 16).ok()?,
+                );
+                (deletion.to_string() == name).then_some(deletion)
+            }
             CLAIMS => {
                 let digits = rest.strip_suffix(".json")?;
                 let generation = u64::from_str_radix(digits, 16).ok()?;
@@ -77,6 +90,7 @@ impl fmt::Display for ObjectName {
             }
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
             Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
+            Self::Deletion(generation, number) => write!(f, "{DELETIONS}{generation:016x}-{number:08x}.json"),
         }
     }
 }
@@ -106,6 +120,11 @@ pub fn protection(snapshot: &SnapshotId) -> String {
     ObjectName::Protection(*snapshot).to_string()
 }
 
+/// `deletions/<16 hex>-<8 hex>.json`.
+pub fn deletion(generation: u64, number: u32) -> String {
+    ObjectName::Deletion(generation, number).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +137,7 @@ mod tests {
             ObjectName::Claim(u64::MAX),
             ObjectName::Claim(1),
             ObjectName::Protection(SnapshotId::new([0x5f; 16])),
+            ObjectName::Deletion(7, u32::MAX),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),
             ObjectName::Snapshot(SnapshotId::new([0xef; 16])),
@@ -140,6 +160,8 @@ mod tests {
             "keys/ABABABABABABABAB.json".into(),
             "claims/+00000000000000a.json".into(),
             "claims/a.json".into(),
+            "deletions/0000000000000001-1.json".into(),
+            "deletions/+000000000000001-00000001.json".into(),
             format!("packs/{hex}"),
             format!("packs/ab/{hex}"),
             format!("packs/cd/{hex}.tmp"),

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -94,6 +95,11 @@ impl Lab {
         sum
     }
 
+    /// The same, by top folder.
+    pub fn traffic_by_folder(&self) -> BTreeMap<String, Traffic> {
+        self.recording.take()
+    }
+
     /// Backs up one disk of a VM.
     ///
     /// # Errors
@@ -174,6 +180,26 @@ impl Lab {
             region = found + 1;
         }
         disk
+    }
+
+    /// Every chunk and every node of a tree.
+    ///
+    /// # Panics
+    /// If it is not whole.
+    pub fn ids_below(&self, root: &Root) -> (Vec<ChunkId>, Vec<NodeId>) {
+        let (mut chunks, mut nodes, mut plain) = (Vec::new(), Vec::new(), PlainNodes(self));
+        let mut open: Vec<NodeId> = root.node.into_iter().collect();
+        while let Some(id) = open.pop() {
+            match plain.node(&id).expect("a whole tree") {
+                Node::Inner { children, .. } => open.extend(children.iter().flatten()),
+                Node::Leaf(runs) => chunks.extend(runs.iter().filter_map(|run| match run {
+                    Run::Chunk(_, id) => Some(*id),
+                    Run::Zero(_) => None,
+                })),
+            }
+            nodes.push(id);
+        }
+        (chunks, nodes)
     }
 
     fn chunk(&self, id: &ChunkId, plain_length: u32) -> Vec<u8> {

@@ -4,6 +4,7 @@ mod backup;
 mod backup_domain;
 mod check;
 mod forget;
+mod gc;
 mod init;
 mod key;
 mod list;
@@ -97,6 +98,7 @@ enum Verb {
     Recover(recover::Recover),
     Forget(forget::Forget),
     Protect(forget::Protect),
+    Gc(gc::Gc),
     Completions(manual::Completions),
     Man(manual::Man),
 }
@@ -199,6 +201,7 @@ fn run(cli: Cli, observer: Arc<dyn Observer>) -> Result<(), Failure> {
         Verb::Recover(recover) => recover.run(&app),
         Verb::Forget(forget) => forget.run(&app),
         Verb::Protect(protect) => protect.run(&app),
+        Verb::Gc(gc) => gc.run(&app),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),
     };
@@ -259,6 +262,8 @@ mod tests {
             "underlay forget --keep-last 3 --keep-within 30d --vm web --vm db --dry-run",
             "underlay protect --off web@latest",
             "underlay recover",
+            "underlay gc",
+            "underlay gc --dry-run --max-unused 0% --fence-after 2h --json",
             "underlay recover --domain web --json",
             "underlay restore 5f3a --to - --format raw",
             "underlay restore web@latest --to /x --define",
@@ -300,6 +305,8 @@ mod tests {
             "underlay forget --keep-within soon",
             "underlay forget --keep-last 3 web@latest",
             "underlay protect",
+            "underlay gc --max-unused -1%",
+            "underlay gc --fence-after soon",
             "underlay check --read-data=0%",
             "underlay check --read-data 5%",
             "underlay key export",

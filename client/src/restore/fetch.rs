@@ -206,22 +206,42 @@ impl<'a> Engine<'a> {
 
     /// Reads every chunk of a window from whichever copy gives it.
     async fn fetch(&self, window: &Arc<Fetched>, jobs: &Sender<Job>) -> Result<(), RestoreError> {
-        let candidates = self.locate(window).await?;
+        let mut candidates = self.locate(window).await?;
         let first = candidates.iter().filter_map(|chunk| {
             chunk.locations.first().map(|location| Wanted { id: chunk.id, location: *location })
         });
         let mut waiting = VecDeque::from(plan_reads(first, GAP, LONGEST_READ));
-        let mut running = FuturesUnordered::new();
+        let (mut running, mut exhausted, mut located_again) = (FuturesUnordered::new(), Vec::new(), false);
         loop {
             while running.len() < self.options.reads.max(1)
                 && let Some(read) = waiting.pop_front()
             {
                 running.push(self.read(read, window, jobs));
             }
-            let Some(failures) = running.next().await.transpose()? else { return Ok(()) };
-            for failure in failures {
-                waiting.extend(self.next_try(&candidates, window, failure)?);
+            if let Some(failures) = running.next().await.transpose()? {
+                for failure in failures {
+                    match self.next_try(&candidates, failure) {
+                        Ok(read) => waiting.push_back(read),
+                        Err(failure) => exhausted.push(failure),
+                    }
+                }
+                continue;
             }
+            for failure in std::mem::take(&mut exhausted) {
+                // A collection may have moved it since it was looked up.
+                let moved = !located_again && matches!(*failure.error, Error::Missing { .. });
+                let read = if moved { self.locate_again(&mut candidates, &failure).await? } else { None };
+                match read {
+                    Some(read) => waiting.push_back(read),
+                    None => {
+                        self.damage.report(self.at_its_place(window, &failure.wanted.id, failure.error))?
+                    }
+                }
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            located_again = true;
         }
     }
 
@@ -282,28 +302,37 @@ impl<'a> Engine<'a> {
         request(jobs, |reply| Job::Decode { read, bytes, header, window, reply }).await
     }
 
-    /// The read to try after this failure: the same copy alone, or the next copy; none is left when it is reported.
-    fn next_try(
+    /// Asks once more where a chunk is. A place that was not tried becomes the only one, and is read.
+    async fn locate_again(
         &self,
-        candidates: &[Candidate],
-        window: &Fetched,
-        failure: Failure,
+        candidates: &mut [Candidate],
+        failure: &Failure,
     ) -> Result<Option<PackRead>, RestoreError> {
+        let id = failure.wanted.id;
+        let Ok(at) = candidates.binary_search_by_key(&id, |chunk| chunk.id) else { return Ok(None) };
+        let mut found = self.environment.authority.locate_chunks(&[id]).await?.pop().unwrap_or_default();
+        found.retain(|place| !candidates[at].locations.contains(place));
+        let read = found.first().map(|&location| alone(Wanted { id, location }));
+        candidates[at].locations = found;
+        Ok(read)
+    }
+
+    /// The read to try after this failure: the same copy alone, or the next copy; the failure, if none is left.
+    fn next_try(&self, candidates: &[Candidate], failure: Failure) -> Result<PackRead, Failure> {
         let Wanted { id, location } = failure.wanted;
         if failure.shared_read {
-            return Ok(Some(alone(failure.wanted)));
+            return Ok(alone(failure.wanted));
         }
         let locations = candidates
             .binary_search_by_key(&id, |chunk| chunk.id)
             .map_or(&[][..], |at| candidates[at].locations.as_slice());
         let tried = locations.iter().position(|&other| other == location);
         let Some(&location) = tried.and_then(|tried| locations.get(tried + 1)) else {
-            self.damage.report(self.at_its_place(window, &id, failure.error))?;
-            return Ok(None);
+            return Err(failure);
         };
         tracing::warn!(chunk = %id, error = %failure.error, "a copy is bad; another one is read");
         self.counts.recovered.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(alone(Wanted { id, location })))
+        Ok(alone(Wanted { id, location }))
     }
 
     fn at_its_place(&self, window: &Fetched, id: &ChunkId, source: Arc<Error>) -> RestoreError {

@@ -3,7 +3,7 @@
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 
 use super::record::Location;
-use super::sessions::open_row;
+use super::sessions::{heard_of, open_row};
 use super::{Catalog, Outcome, expect};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName, SessionId};
@@ -17,6 +17,14 @@ pub(super) const fn table(kind: PackKind) -> &'static str {
     }
 }
 
+/// Reads [`code`] back.
+pub(super) const fn kind_of(code: u8) -> PackKind {
+    match code {
+        1 => PackKind::Data,
+        _ => PackKind::Nodes,
+    }
+}
+
 /// A kind as a column: as in a pack's header.
 pub(super) const fn code(kind: PackKind) -> u8 {
     match kind {
@@ -27,25 +35,33 @@ pub(super) const fn code(kind: PackKind) -> u8 {
 
 impl Catalog {
     /// Which chunks are stored and may be referred to. Those are pinned for the session in the same transaction: they stay
-    /// until it ends.
+    /// until it ends. The session was heard of at `now_ms`.
     ///
     /// # Errors
     /// [`Error::Session`](crate::Error::Session) unless the session is open.
-    pub fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        self.have(session, PackKind::Data, ids, ChunkId::as_bytes)
+    pub fn have_chunks(&self, session: SessionId, ids: &[ChunkId], now_ms: i64) -> Result<Vec<bool>> {
+        self.have(session, PackKind::Data, ids, ChunkId::as_bytes, now_ms)
     }
 
     /// Which nodes are stored, with all that hangs below them or by this very session. Pins as [`Catalog::have_chunks`] does.
     ///
     /// # Errors
     /// [`Error::Session`](crate::Error::Session) unless the session is open.
-    pub fn have_nodes(&self, session: SessionId, ids: &[NodeId]) -> Result<Vec<bool>> {
-        self.have(session, PackKind::Nodes, ids, NodeId::as_bytes)
+    pub fn have_nodes(&self, session: SessionId, ids: &[NodeId], now_ms: i64) -> Result<Vec<bool>> {
+        self.have(session, PackKind::Nodes, ids, NodeId::as_bytes, now_ms)
     }
 
-    fn have<I>(&self, session: SessionId, kind: PackKind, ids: &[I], bytes: Bytes<I>) -> Result<Vec<bool>> {
+    fn have<I>(
+        &self,
+        session: SessionId,
+        kind: PackKind,
+        ids: &[I],
+        bytes: Bytes<I>,
+        now_ms: i64,
+    ) -> Result<Vec<bool>> {
         self.write("look up what is stored", |transaction| {
             let row = open_row(transaction, session)?;
+            heard_of(transaction, row, now_ms)?;
             let trust = match kind {
                 PackKind::Data => "",
                 PackKind::Nodes => {

@@ -7,6 +7,7 @@
 //! Every method is one transaction and blocks the thread: call it from a blocking task. Ids may come in any order and are
 //! looked up sorted, which is several times faster. A failing database is [`Error::Catalog`] everywhere.
 
+mod collection;
 mod lookup;
 mod packs;
 mod record;
@@ -18,10 +19,12 @@ mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub use self::collection::{Exclusive, Held, Marked, PackUse, Settled, Survey};
 pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, SnapshotRecord, Totals};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
@@ -44,7 +47,12 @@ pub struct Catalog {
     owner: OwnerId,
     connection: Arc<Mutex<Connection>>,
     hook: Option<Hook>,
+    /// Whether somebody in this process collects.
+    collecting: Arc<AtomicBool>,
 }
+
+/// Stands for the path of a catalog that is not in a file.
+const MEMORY: &str = ":memory:";
 
 impl Catalog {
     /// Opens the catalog at `path`, creating it (and its directory, mode 0700) if there is none.
@@ -63,7 +71,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn in_memory(repository: RepositoryId) -> Result<Self> {
-        let path = Path::new(":memory:");
+        let path = Path::new(MEMORY);
         let connection =
             Connection::open_in_memory().map_err(|e| failed(path, "open the database", e.into()))?;
         Self::start(path, connection, repository)
@@ -73,14 +81,19 @@ impl Catalog {
         let owner = schema::prepare(path, &mut connection, repository)
             .map_err(|e| failed(path, "prepare the database", e))?;
         let connection = Arc::new(Mutex::new(connection));
-        Ok(Self { path: path.to_owned(), owner, connection, hook: None })
+        Ok(Self { path: path.to_owned(), owner, connection, hook: None, collecting: Arc::default() })
     }
 
     /// The same catalog as another process sees it, whose transactions `hook` is told of.
     #[must_use]
     pub fn with_hook(&self, hook: Hook) -> Self {
-        let Self { path, owner, connection, .. } = self;
-        Self { path: path.clone(), owner: *owner, connection: Arc::clone(connection), hook: Some(hook) }
+        Self {
+            path: self.path.clone(),
+            owner: self.owner,
+            connection: Arc::clone(&self.connection),
+            hook: Some(hook),
+            collecting: Arc::clone(&self.collecting),
+        }
     }
 
     /// Makes this catalog act for an owner that the host remembers: its file was lost, the host was not.

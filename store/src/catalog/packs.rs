@@ -2,9 +2,9 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::lookup::{code, table};
+use super::lookup::{code, kind_of, table};
 use super::record::{PackRecord, PackState, PackSummary, Totals};
-use super::sessions::open_row;
+use super::sessions::{heard_of, open_row};
 use super::{Catalog, Outcome, expect, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::id::{PackName, SessionId};
@@ -31,6 +31,12 @@ impl Catalog {
                     added
                 }
                 Some((row, kind, 0)) if kind == code(pack.kind) => row,
+                // Found in the bucket by another process, and condemned, before its writer could add it.
+                Some((row, kind, 1)) if kind == code(pack.kind) => {
+                    transaction
+                        .execute("UPDATE packs SET state = 0, condemned = NULL WHERE pack = ?1", [row])?;
+                    row
+                }
                 Some(_) => {
                     let rule = "a pack of this name is of another kind, or is being removed".to_owned();
                     return Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into());
@@ -44,17 +50,19 @@ impl Catalog {
         })
     }
 
-    /// Notes that the session is about to store a pack of this name.
+    /// Notes that the session is about to store a pack of this name, and was heard of at `now_ms`.
     ///
     /// # Errors
     /// [`Error::Session`] unless the session is open.
-    pub fn expect_pack(&self, session: SessionId, name: PackName, kind: PackKind) -> Result<()> {
+    pub fn expect_pack(&self, session: SessionId, pack: &PackId, now_ms: i64) -> Result<()> {
         self.write("expect a pack", |transaction| {
-            open_row(transaction, session)?;
+            let row = open_row(transaction, session)?;
             transaction
-                .prepare_cached("INSERT OR IGNORE INTO expected_packs (name, kind) VALUES (?1, ?2)")?
-                .execute(params![name.as_bytes(), code(kind)])?;
-            Ok(())
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO expected_packs (name, kind, session) VALUES (?1, ?2, ?3)",
+                )?
+                .execute(params![pack.name.as_bytes(), code(pack.kind), row])?;
+            heard_of(transaction, row, now_ms)
         })
     }
 
@@ -70,8 +78,7 @@ impl Catalog {
             let mut packs = Vec::new();
             while let Some(row) = rows.next()? {
                 let (name, kind): (Vec<u8>, u8) = (row.get(0)?, row.get(1)?);
-                let kind = if kind == code(PackKind::Data) { PackKind::Data } else { PackKind::Nodes };
-                packs.push(PackId::new(kind, expect(PackName::from_slice(&name), "pack name")?));
+                packs.push(PackId::new(kind_of(kind), expect(PackName::from_slice(&name), "pack name")?));
             }
             Ok(packs)
         })
@@ -93,9 +100,16 @@ impl Catalog {
     pub fn import_packs(&self, packs: &[PackRecord]) -> Result<()> {
         self.write("import packs", |transaction| {
             let mut known = transaction.prepare_cached("SELECT 1 FROM packs WHERE name = ?1")?;
+            let mut buried = transaction.prepare_cached("SELECT 1 FROM tombstones WHERE name = ?1")?;
             let mut rows = Vec::new();
             for pack in packs {
-                if !known.exists([pack.name.as_bytes()])? {
+                if known.exists([pack.name.as_bytes()])? {
+                } else if buried.exists([pack.name.as_bytes()])? {
+                    // Its deletion was decided and not finished: whoever collects next does that.
+                    let remains = PackRecord { entries: Vec::new(), ..pack.clone() };
+                    let row = insert_pack(transaction, &remains, None)?;
+                    transaction.execute("UPDATE packs SET state = 2 WHERE pack = ?1", [row])?;
+                } else {
                     rows.push((insert_pack(transaction, pack, None)?, pack));
                 }
                 forget_expected(transaction, &pack.name)?;

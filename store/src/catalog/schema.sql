@@ -32,8 +32,9 @@ CREATE TABLE writers (
 
 -- Packs about to be stored: one whose writer was killed before it could add it is found again by its name.
 CREATE TABLE expected_packs (
-    name BLOB PRIMARY KEY,
-    kind INTEGER NOT NULL
+    name    BLOB PRIMARY KEY,
+    kind    INTEGER NOT NULL,
+    session INTEGER                 -- null: a collection
 ) WITHOUT ROWID;
 
 -- Packs that are deleted, or may be at any moment: a listing that still shows them is not believed.

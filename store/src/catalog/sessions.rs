@@ -68,20 +68,6 @@ impl Catalog {
         )
     }
 
-    /// Notes that the session's writer was heard of at `now_ms`. It never goes back.
-    ///
-    /// # Errors
-    /// [`Error::Session`] unless the session is open.
-    pub fn touch(&self, session: SessionId, now_ms: i64) -> Result<()> {
-        self.write("note a session", |transaction| {
-            let row = open_row(transaction, session)?;
-            transaction
-                .prepare_cached("UPDATE sessions SET last_seen = max(last_seen, ?2) WHERE session = ?1")?
-                .execute(params![row, now_ms])?;
-            Ok(())
-        })
-    }
-
     /// From here on the session's snapshot may exist: it is proven, and about to be stored. Repeating it is safe.
     ///
     /// # Errors
@@ -186,6 +172,14 @@ pub(super) fn close(transaction: &Transaction<'_>, row: i64, state: SessionState
     transaction.execute("DELETE FROM pins WHERE session = ?1", [row])?;
     transaction.execute("DELETE FROM writers WHERE session = ?1", [row])?;
     transaction.execute("DELETE FROM session_roots WHERE session = ?1", [row])?;
+    Ok(())
+}
+
+/// Notes that the session's writer was heard of at `now_ms`. It never goes back.
+pub(super) fn heard_of(transaction: &Transaction<'_>, row: i64, now_ms: i64) -> Outcome<()> {
+    transaction
+        .prepare_cached("UPDATE sessions SET last_seen = ?2 WHERE session = ?1 AND last_seen < ?2")?
+        .execute(params![row, now_ms])?;
     Ok(())
 }
 

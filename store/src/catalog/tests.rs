@@ -55,15 +55,14 @@ fn is_session_error<T: fmt::Debug>(result: Result<T>, expected: &str) {
 
 /// Everything an open session may do, on one that is not.
 fn nothing_works(catalog: &Catalog, id: SessionId, state: &str) {
-    is_session_error(catalog.have_chunks(id, &[]), state);
-    is_session_error(catalog.have_nodes(id, &[]), state);
+    is_session_error(catalog.have_chunks(id, &[], 0), state);
+    is_session_error(catalog.have_nodes(id, &[], 0), state);
     is_session_error(catalog.pin_roots(id, &[]), state);
     is_session_error(catalog.add_pack(id, &pack(200, PackKind::Data, &[200])), state);
     is_session_error(catalog.is_own_node(id, &[]), state);
     is_session_error(catalog.is_pinned_node(id, &[]), state);
     is_session_error(catalog.known_chunks(id, &[]), state);
     is_session_error(catalog.session_roots(id), state);
-    is_session_error(catalog.touch(id, 1), state);
     is_session_error(commit(catalog, id, snapshot(200), 1, b"", &[]), state);
     assert!(!catalog.has_snapshot(snapshot(200)).unwrap());
 }
@@ -100,7 +99,6 @@ fn a_session_ends_once() {
         catalog.open_session(session(n), "vm", 0).unwrap();
         assert_eq!(catalog.session_state(session(n)).unwrap(), Some(SessionState::Open));
     }
-    catalog.touch(session(1), 77).unwrap();
 
     commit(&catalog, session(1), snapshot(1), 1, b"doc", &[]).unwrap();
     assert_eq!(catalog.session_state(session(1)).unwrap(), Some(SessionState::Committed));
@@ -131,7 +129,7 @@ fn a_session_that_ended_holds_nothing() {
     };
     for n in 1..=4 {
         catalog.open_session(session(n), "vm", 0).unwrap();
-        catalog.have_chunks(session(n), &[chunk(1)]).unwrap();
+        catalog.have_chunks(session(n), &[chunk(1)], 0).unwrap();
         catalog.pin_roots(session(n), &[Root { size: 1, node: None }]).unwrap();
     }
     assert_eq!(held(), (4, 4));
@@ -152,7 +150,7 @@ fn having_pins() {
     catalog.add_pack(session(1), &pack(1, PackKind::Data, &[3, 1, 2])).unwrap();
     let asked = [chunk(9), chunk(2), chunk(1), chunk(2)];
     assert_eq!(catalog.known_chunks(session(2), &asked).unwrap(), [false; 4]);
-    assert_eq!(catalog.have_chunks(session(2), &asked).unwrap(), [false, true, true, true]);
+    assert_eq!(catalog.have_chunks(session(2), &asked, 0).unwrap(), [false, true, true, true]);
     assert_eq!(
         catalog.known_chunks(session(2), &[chunk(1), chunk(2), chunk(3)]).unwrap(),
         [true, true, false]
@@ -170,21 +168,21 @@ fn nodes_are_trusted_once_proven() {
         catalog.open_session(session(n), "vm", 0).unwrap();
     }
     catalog.add_pack(session(1), &pack(1, PackKind::Nodes, &[1, 2])).unwrap();
-    assert_eq!(catalog.have_nodes(session(2), &[node(1)]).unwrap(), [false]);
+    assert_eq!(catalog.have_nodes(session(2), &[node(1)], 0).unwrap(), [false]);
     assert_eq!(catalog.is_pinned_node(session(2), &[node(1)]).unwrap(), [false]);
-    assert_eq!(catalog.have_nodes(session(1), &[node(1)]).unwrap(), [true]);
+    assert_eq!(catalog.have_nodes(session(1), &[node(1)], 0).unwrap(), [true]);
     assert_eq!(catalog.is_own_node(session(1), &[node(3), node(2)]).unwrap(), [false, true]);
     assert_eq!(catalog.is_own_node(session(2), &[node(1)]).unwrap(), [false]);
 
     commit(&catalog, session(1), snapshot(1), 1, b"doc", &[root(4096, 1)]).unwrap();
-    assert_eq!(catalog.have_nodes(session(2), &[node(2), node(1), node(5)]).unwrap(), [true, true, false]);
+    assert_eq!(catalog.have_nodes(session(2), &[node(2), node(1), node(5)], 0).unwrap(), [true, true, false]);
     assert_eq!(
         catalog.is_pinned_node(session(2), &[node(2), node(1), node(5)]).unwrap(),
         [true, true, false]
     );
     assert_eq!(catalog.is_pinned_node(session(3), &[node(1)]).unwrap(), [false]);
     // A chunk of the same id is something else.
-    assert_eq!(catalog.have_chunks(session(2), &[chunk(1)]).unwrap(), [false]);
+    assert_eq!(catalog.have_chunks(session(2), &[chunk(1)], 0).unwrap(), [false]);
     assert_eq!(catalog.known_chunks(session(2), &[chunk(1)]).unwrap(), [false]);
 }
 
@@ -279,12 +277,12 @@ fn what_gc_condemned_is_read_but_not_offered() {
         catalog.open_session(session(1), "vm", 0).unwrap();
         catalog.import_pack(&pack(1, PackKind::Data, &[1])).unwrap();
         catalog.lock().execute_batch(condemn).unwrap();
-        assert_eq!(catalog.have_chunks(session(1), &[chunk(1)]).unwrap(), [false]);
+        assert_eq!(catalog.have_chunks(session(1), &[chunk(1)], 0).unwrap(), [false]);
         assert_eq!(catalog.known_chunks(session(1), &[chunk(1)]).unwrap(), [false]);
         assert_eq!(catalog.locate_chunks(&[chunk(1)]).unwrap()[0].len(), 1);
         // A second copy is offered, and read first.
         catalog.import_pack(&pack(2, PackKind::Data, &[1])).unwrap();
-        assert_eq!(catalog.have_chunks(session(1), &[chunk(1)]).unwrap(), [true]);
+        assert_eq!(catalog.have_chunks(session(1), &[chunk(1)], 0).unwrap(), [true]);
         assert_eq!(catalog.locate_chunks(&[chunk(1)]).unwrap()[0][0].pack, PackName::new([2; 32]));
     }
 }
@@ -296,10 +294,10 @@ fn what_is_found_in_the_bucket_must_be_proven() {
     for (name, kind) in [(1, PackKind::Data), (3, PackKind::Nodes), (2, PackKind::Nodes)] {
         catalog.import_pack(&pack(name, kind, &[name])).unwrap();
     }
-    assert_eq!(catalog.have_chunks(session(1), &[chunk(1)]).unwrap(), [true]);
-    assert_eq!(catalog.have_nodes(session(1), &[node(2), node(3)]).unwrap(), [false, false]);
+    assert_eq!(catalog.have_chunks(session(1), &[chunk(1)], 0).unwrap(), [true]);
+    assert_eq!(catalog.have_nodes(session(1), &[node(2), node(3)], 0).unwrap(), [false, false]);
     catalog.mark_proven(&[PackName::new([3; 32]), PackName::new([99; 32])]).unwrap();
-    assert_eq!(catalog.have_nodes(session(1), &[node(2), node(3)]).unwrap(), [false, true]);
+    assert_eq!(catalog.have_nodes(session(1), &[node(2), node(3)], 0).unwrap(), [false, true]);
     let packs = catalog.packs(PackKind::Nodes).unwrap();
     let shown: Vec<_> = packs.iter().map(|p| (p.name.as_bytes()[0], p.proven, p.session, p.state)).collect();
     assert_eq!(shown, [(2, false, None, PackState::Live), (3, true, None, PackState::Live)]);
@@ -331,7 +329,7 @@ fn work(path: &Path, n: u8) {
         name[31] = round;
         let record = PackRecord { name: PackName::new(name), ..pack(0, PackKind::Data, &[n, round, 250]) };
         catalog.add_pack(session(n), &record).unwrap();
-        assert_eq!(catalog.have_chunks(session(n), &[chunk(n), chunk(250)]).unwrap(), [true, true]);
+        assert_eq!(catalog.have_chunks(session(n), &[chunk(n), chunk(250)], 0).unwrap(), [true, true]);
     }
     commit(&catalog, session(n), snapshot(n), 0, b"", &[]).unwrap();
 }
@@ -379,7 +377,7 @@ fn what_was_answered_is_there_after_reopening() {
     work(&path, 1);
     let catalog = Catalog::open(&path, REPOSITORY).unwrap();
     catalog.open_session(session(2), "vm", 0).unwrap();
-    assert_eq!(catalog.have_chunks(session(2), &[chunk(1)]).unwrap(), [true]);
+    assert_eq!(catalog.have_chunks(session(2), &[chunk(1)], 0).unwrap(), [true]);
     drop(catalog);
     let catalog = Catalog::open(&path, REPOSITORY).unwrap();
     assert_eq!(catalog.session_state(session(1)).unwrap(), Some(SessionState::Committed));

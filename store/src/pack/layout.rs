@@ -12,7 +12,8 @@ pub(super) const FRAME_MAGIC: &[u8; 4] = b"ulf1";
 pub(super) const FOOTER_MAGIC: &[u8; 8] = b"UNDLTAIL";
 pub(super) const HEADER_FIXED: usize = 48;
 pub(super) const HASH_LENGTH: usize = 32;
-pub(super) const ENTRY_LENGTH: usize = 48;
+/// Bytes of a trailer's line about a frame.
+pub const ENTRY_LENGTH: usize = 48;
 pub(super) const FOOTER_LENGTH: usize = 64;
 pub(super) const NO_KEY: u16 = 0xffff;
 const TAG_LENGTH: u32 = 16;

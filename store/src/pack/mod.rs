@@ -9,12 +9,12 @@ mod writer;
 use std::fmt;
 
 pub use codec::{ChunkDecoder, ChunkEncoder, DEFAULT_LEVEL};
-pub use layout::{Codec, Entry, FRAME_HEADER_LENGTH, FrameRef, Header};
+pub use layout::{Codec, ENTRY_LENGTH, Entry, FRAME_HEADER_LENGTH, FrameRef, Header};
 pub use reader::{
     Footer, PackIndex, Parsed, parse, parse_footer, parse_frame, parse_header, parse_trailer, verify_name,
 };
 pub use walk::{Walk, walk_frames};
-pub use writer::{FinishedPack, Frame, NodeFrame, PackWriter, name_of};
+pub use writer::{FinishedPack, Frame, PackWriter, name_of};
 
 use crate::id::PackName;
 use crate::names::{self, ObjectName};

@@ -74,15 +74,6 @@ impl Frame {
     }
 }
 
-/// A node, encoded: goes into a node pack.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeFrame {
-    /// The node.
-    pub id: NodeId,
-    /// Its encoding.
-    pub bytes: Vec<u8>,
-}
-
 /// A pack to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FinishedPack {
@@ -190,14 +181,6 @@ impl PackWriter {
             nonce: &node_checksum(bytes),
             payload: bytes,
         })
-    }
-
-    /// As [`PackWriter::add_node`].
-    ///
-    /// # Errors
-    /// As [`PackWriter::add_node`].
-    pub fn add_node_frame(&mut self, frame: &NodeFrame) -> Result<()> {
-        self.add_node(frame.id, &frame.bytes)
     }
 
     fn append(&mut self, frame: &FrameFields<'_>) -> Result<()> {

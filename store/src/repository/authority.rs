@@ -11,6 +11,7 @@ use crate::authority::{Authority, SessionGrant, StoredDocument};
 use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
 use crate::check::{self, CheckOptions, CheckReport};
 use crate::document;
+use crate::gc::{GcOptions, GcReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, PackId, PackKind};
@@ -21,7 +22,7 @@ use crate::tree::Node;
 use crate::{Error, Result};
 
 impl Repository {
-    async fn with_catalog<T: Send + 'static>(
+    pub(super) async fn with_catalog<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Catalog) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -44,7 +45,7 @@ impl Repository {
         self.with_catalog(move |catalog| catalog.forgotten_object_is_gone(snapshot)).await
     }
 
-    fn writable(&self) -> Result<()> {
+    pub(super) fn writable(&self) -> Result<()> {
         if self.access == Access::Read {
             return Err(Error::Invalid {
                 what: "access",
@@ -85,13 +86,13 @@ impl Authority for Repository {
     }
 
     async fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        let ids = ids.to_vec();
-        self.with_catalog(move |catalog| catalog.have_chunks(session, &ids)).await
+        let (ids, now) = (ids.to_vec(), (self.clock)());
+        self.with_catalog(move |catalog| catalog.have_chunks(session, &ids, now)).await
     }
 
     async fn have_nodes(&self, session: SessionId, ids: &[NodeId]) -> Result<Vec<bool>> {
-        let ids = ids.to_vec();
-        self.with_catalog(move |catalog| catalog.have_nodes(session, &ids)).await
+        let (ids, now) = (ids.to_vec(), (self.clock)());
+        self.with_catalog(move |catalog| catalog.have_nodes(session, &ids, now)).await
     }
 
     async fn pin_roots(&self, session: SessionId, roots: &[Root]) -> Result<Vec<bool>> {
@@ -125,7 +126,8 @@ impl Authority for Repository {
         // Whoever was shut out hears of it before it sends more.
         self.ownership.still_ours(&self.backend).await?;
         // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
-        self.with_catalog(move |catalog| catalog.expect_pack(session, name, kind)).await?;
+        let (pack, now) = (PackId::new(kind, name), (self.clock)());
+        self.with_catalog(move |catalog| catalog.expect_pack(session, &pack, now)).await?;
         self.backend.put(&names::pack(kind, &name), bytes).await?;
         self.with_catalog(move |catalog| catalog.add_pack(session, &record)).await?;
         Ok(name)
@@ -224,6 +226,10 @@ impl Authority for Repository {
 
     async fn totals(&self) -> Result<Totals> {
         self.with_catalog(Catalog::totals).await
+    }
+
+    async fn gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport> {
+        self.collect(options, progress).await
     }
 
     async fn check(&self, options: &CheckOptions, progress: &dyn Progress) -> Result<CheckReport> {

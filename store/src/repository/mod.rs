@@ -1,6 +1,8 @@
 //! The repository itself: one bucket or directory, its catalog, and the promise of every commit.
 
 mod authority;
+mod collect;
+mod deletions;
 mod nodes;
 mod owner;
 mod sync;
@@ -91,11 +93,11 @@ impl Repository {
     ) -> Result<Self> {
         let catalog = Arc::new(catalog);
         let (ownership, ours) = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
+        let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
         let unreadable = match ours {
-            true => sync::adopt(&backend, &catalog, id).await?,
+            true => sync::adopt(&backend, &catalog, &nodes, id).await?,
             false => sync::import(&backend, &catalog, id).await?,
         };
-        let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
         let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable };
         if access != Access::Read {
             // Whoever was killed while it forgot had decided.

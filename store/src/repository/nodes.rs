@@ -77,7 +77,14 @@ impl NodeReader {
         missing.sort_unstable();
         missing.dedup();
         if !missing.is_empty() {
-            self.fetch(missing, &mut found).await?;
+            match self.fetch(missing.clone(), &mut found).await {
+                // A collection may have moved some since they were looked up.
+                Err(Error::Missing { .. }) => {
+                    missing.retain(|id| !found.contains_key(id));
+                    self.fetch(missing, &mut found).await?;
+                }
+                fetched => fetched?,
+            }
         }
         ids.iter()
             .map(|id| found.get(id).cloned().ok_or_else(|| Error::Missing { object: format!("node {id}") }))

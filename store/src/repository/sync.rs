@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::{NodeReader, deletions, owner};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
-use crate::catalog::{Catalog, PackRecord, SessionState, SnapshotRecord};
+use crate::catalog::{Catalog, Held, PackRecord, SessionState, SnapshotRecord};
+use crate::gc::Marks;
 use crate::id::{OwnerId, PackName, RepositoryId, Root};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, Entry, PackId, PackKind, Parsed};
+use crate::progress::Silent;
 use crate::snapshot::Snapshot;
 use crate::{Error, Result};
 
@@ -104,11 +107,14 @@ pub(super) async fn import(
     catalog: &Catalog,
     id: RepositoryId,
 ) -> Result<Vec<StoredDocument>> {
+    // After the claim was written, if one is: whatever is recorded later is not deleted any more.
+    let generation = owner::current(backend, &id).await?.map_or(0, |claim| claim.generation);
+    catalog.bury(&deletions::buried(backend, &id, generation).await?)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
     drop_vanished(backend, catalog, &snapshots).await?;
     import_packs(backend, catalog).await?;
-    adopt_snapshots(backend, catalog, id, snapshots).await
+    adopt_snapshots(backend, catalog, None, id, snapshots).await
 }
 
 /// Drops snapshots that another owner has dropped. A listing alone proves nothing: each is asked for.
@@ -137,12 +143,12 @@ async fn import_packs(backend: &Backend, catalog: &Catalog) -> Result<()> {
             })
             .collect();
         for some in unknown.chunks(TOGETHER) {
-            let records = stream::iter(some)
-                .map(|(pack, size)| read_record(backend, *pack, *size))
+            let records = stream::iter(some.to_vec())
+                .map(|(pack, size)| found_record(backend, pack, size))
                 .buffer_unordered(PARALLEL)
-                .try_collect::<Vec<PackRecord>>()
+                .try_collect::<Vec<Option<PackRecord>>>()
                 .await?;
-            catalog.import_packs(&records)?;
+            catalog.import_packs(&records.into_iter().flatten().collect::<Vec<_>>())?;
         }
     }
     Ok(())
@@ -153,20 +159,24 @@ async fn import_packs(backend: &Backend, catalog: &Catalog) -> Result<()> {
 pub(super) async fn adopt(
     backend: &Backend,
     catalog: &Catalog,
+    nodes: &NodeReader,
     id: RepositoryId,
 ) -> Result<Vec<StoredDocument>> {
     for pack in catalog.expected_packs()? {
         // Absent, it may be on its way from another process: nothing is concluded.
-        if let Some(size) = backend.size(&pack.to_string()).await? {
-            catalog.import_pack(&read_record(backend, pack, size).await?)?;
+        if let Some(size) = backend.size(&pack.to_string()).await?
+            && let Some(record) = found_record(backend, pack, size).await?
+        {
+            catalog.import_pack(&record)?;
         }
     }
-    adopt_snapshots(backend, catalog, id, backend.list(names::SNAPSHOTS).await?).await
+    adopt_snapshots(backend, catalog, Some(nodes), id, backend.list(names::SNAPSHOTS).await?).await
 }
 
 async fn adopt_snapshots(
     backend: &Backend,
     catalog: &Catalog,
+    nodes: Option<&NodeReader>,
     id: RepositoryId,
     listed: Vec<(String, u64)>,
 ) -> Result<Vec<StoredDocument>> {
@@ -201,11 +211,38 @@ async fn adopt_snapshots(
             // Another owner's: its packs may be as unknown as it was.
             None => {
                 import_packs(backend, catalog).await?;
-                catalog.import_snapshot(&record)?;
+                match nodes {
+                    // Stored after this catalog took over, by somebody who had not noticed yet: what it needs may be gone.
+                    Some(nodes) if !is_whole(catalog, nodes, &roots).await? => {
+                        tracing::warn!(
+                            "{name} is left alone: another owner stored it, and not all that it needs is there"
+                        );
+                    }
+                    _ => catalog.import_snapshot(&record)?,
+                }
             }
         }
     }
     Ok(unreadable)
+}
+
+/// Whether everything below these roots is stored.
+async fn is_whole(catalog: &Catalog, nodes: &NodeReader, roots: &[Root]) -> Result<bool> {
+    let mut marks = Marks::default();
+    roots.iter().filter_map(|root| root.node).for_each(|node| marks.hold(&Held::Tree(node)));
+    match marks.walk(nodes, &Silent).await {
+        Err(error) if error.is_damage() => return Ok(false),
+        walked => walked?,
+    }
+    Ok(catalog.survey(&marks)?.live_entries == marks.nodes() + marks.chunks())
+}
+
+/// A pack that was listed, unless it has been deleted since.
+async fn found_record(backend: &Backend, pack: PackId, size: u64) -> Result<Option<PackRecord>> {
+    match read_record(backend, pack, size).await {
+        Err(Error::Missing { .. }) if !backend.exists(&pack.to_string()).await? => Ok(None),
+        record => record.map(Some),
+    }
 }
 
 /// What a pack holds: by its trailer, or by its frames if the trailer is damaged.

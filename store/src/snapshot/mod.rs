@@ -1,6 +1,7 @@
 //! Snapshots, and the other documents that say what a repository is and who owns it.
 
 mod claim;
+mod deletion;
 mod descriptor;
 mod private;
 mod protection;
@@ -14,6 +15,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use claim::Claim;
+pub use deletion::Deletion;
 pub use descriptor::Descriptor;
 pub use private::{PrivateField, PrivateImage, PrivateMetadata};
 pub use protection::Protection;

@@ -91,10 +91,10 @@ fn take(catalog: &Catalog, model: &mut Model, step: Step) {
         Step::Have(s, kind, ids) => {
             let answer = match kind {
                 PackKind::Data => {
-                    catalog.have_chunks(session(s), &ids.iter().map(|n| chunk(*n)).collect::<Vec<_>>())
+                    catalog.have_chunks(session(s), &ids.iter().map(|n| chunk(*n)).collect::<Vec<_>>(), 0)
                 }
                 PackKind::Nodes => {
-                    catalog.have_nodes(session(s), &ids.iter().map(|n| node(*n)).collect::<Vec<_>>())
+                    catalog.have_nodes(session(s), &ids.iter().map(|n| node(*n)).collect::<Vec<_>>(), 0)
                 }
             };
             assert_eq!(answer.is_ok(), model.is_open(s));

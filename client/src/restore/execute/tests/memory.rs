@@ -11,6 +11,7 @@ use underlay_store::authority::{Authority, SessionGrant, StoredDocument};
 use underlay_store::catalog::{Location, Totals};
 use underlay_store::check::{CheckOptions, CheckReport};
 use underlay_store::cut::{BLOCK, CutParameters, Cutter, Piece, REGION};
+use underlay_store::gc::{GcOptions, GcReport};
 use underlay_store::id::{ChunkId, NodeId, PackName, RepositoryId, Root, SessionId, SlotId, SnapshotId};
 use underlay_store::key::RestoreKey;
 use underlay_store::pack::{ChunkEncoder, FinishedPack, Frame, PackKind, PackWriter, parse, parse_frame};
@@ -354,6 +355,9 @@ impl Authority for Memory {
         unreachable!()
     }
     async fn totals(&self) -> Result<Totals> {
+        unreachable!()
+    }
+    async fn gc(&self, _: &GcOptions, _: &dyn Progress) -> Result<GcReport> {
         unreachable!()
     }
     async fn check(&self, _: &CheckOptions, _: &dyn Progress) -> Result<CheckReport> {

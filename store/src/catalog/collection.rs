@@ -1,0 +1,596 @@
+//! What a collection asks of the catalog: what is held, what each pack is used for, and the steps on the way out.
+
+use std::collections::HashSet;
+use std::fs::{File, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::{Transaction, params};
+
+use super::lookup::{code, kind_of, table};
+use super::record::PackState;
+use super::{Catalog, Outcome, expect, from_sql};
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, NodeId, PackName};
+use crate::pack::{ENTRY_LENGTH, FRAME_HEADER_LENGTH, PackId, PackKind};
+
+/// Bytes of a stored chunk or node in its pack, apart from its payload.
+const AROUND: u64 = FRAME_HEADER_LENGTH as u64 + ENTRY_LENGTH as u64;
+/// A session that is open or about to commit may still refer to what it was promised.
+const OPEN: &str = "state IN (0, 4)";
+/// Packs that such a session wrote.
+const HELD: &str =
+    "SELECT w.pack FROM writers w JOIN sessions s ON s.session = w.session WHERE s.state IN (0, 4)";
+
+/// Something that must not be collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// A node, with all that hangs below it.
+    Tree(NodeId),
+    /// A chunk.
+    Chunk(ChunkId),
+}
+
+/// Says what was found alive.
+pub trait Marked {
+    /// Whether the node is alive.
+    fn has_node(&self, id: &NodeId) -> bool;
+    /// Whether the chunk is alive.
+    fn has_chunk(&self, id: &ChunkId) -> bool;
+}
+
+/// How much of a pack is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackUse {
+    /// SHA-256 of the object.
+    pub name: PackName,
+    /// What it holds.
+    pub kind: PackKind,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Chunks or nodes in it.
+    pub entries: u64,
+    /// Of those, the ones that are alive and have their first place here.
+    pub live_entries: u64,
+    /// Bytes those take.
+    pub live_bytes: u64,
+    /// Whether it may be used.
+    pub state: PackState,
+    /// An open session wrote it.
+    pub held: bool,
+}
+
+impl PackUse {
+    /// Bytes that nothing alive takes.
+    pub fn unused(&self) -> u64 {
+        self.size.saturating_sub(self.live_bytes)
+    }
+}
+
+/// The whole catalog, seen at one moment with the eyes of a collection.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Every pack that is not on its way out.
+    pub packs: Vec<PackUse>,
+    /// Nodes that are dead and still offered, with the rows of their packs.
+    pub dead_nodes: Vec<(NodeId, i64)>,
+    /// Nodes that are alive and not offered.
+    pub revived_nodes: Vec<NodeId>,
+    /// Chunks and nodes that are alive and have a place.
+    pub live_entries: u64,
+    /// Node packs all of whose nodes are alive, not known as such.
+    pub provable: Vec<PackName>,
+    /// Packs added later have higher rows.
+    last_row: i64,
+}
+
+/// What became of condemned packs.
+#[derive(Debug)]
+pub enum Settled {
+    /// Something is held that was not when it was last looked: mark it and try again.
+    Changed,
+    /// Decided. From here on these packs may be gone at any moment; the others are in use again.
+    Decided {
+        /// How many condemned packs something has come to need.
+        resurrected: u64,
+    },
+}
+
+/// Nobody else collects while this value lives, in any process.
+#[derive(Debug)]
+pub struct Exclusive {
+    flag: Arc<AtomicBool>,
+    _file: Option<File>,
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.flag.store(false, Ordering::Release);
+    }
+}
+
+impl Catalog {
+    /// Keeps other collections out.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if one is under way; [`Error::File`] if the lock cannot be made.
+    pub fn exclusive(&self) -> Result<Exclusive> {
+        let busy = || Error::Busy { what: "a collection" };
+        if self.collecting.swap(true, Ordering::AcqRel) {
+            return Err(busy());
+        }
+        let mut exclusive = Exclusive { flag: Arc::clone(&self.collecting), _file: None };
+        if self.path.as_os_str() != super::MEMORY {
+            let path = self.path.with_extension("gc.lock");
+            let failed = |source| Error::File { path: path.clone(), action: "lock", source };
+            let file = File::create(&path).map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => exclusive._file = Some(file),
+                Err(TryLockError::WouldBlock) => return Err(busy()),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+        }
+        Ok(exclusive)
+    }
+
+    /// Shuts out sessions that were last heard of before `before_ms`. Returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn fence_idle(&self, before_ms: i64) -> Result<u64> {
+        self.write("fence idle sessions", |transaction| {
+            let idle: Vec<i64> = transaction
+                .prepare_cached(&format!("SELECT session FROM sessions WHERE {OPEN} AND last_seen < ?1"))?
+                .query_map([before_ms], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            for session in &idle {
+                super::sessions::close(transaction, *session, super::SessionState::Fenced)?;
+            }
+            Ok(idle.len() as u64)
+        })
+    }
+
+    /// Tells `each` of everything that snapshots and open sessions hold, at one moment.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn held(&self, mut each: impl FnMut(Held)) -> Result<()> {
+        self.read("list what is held", |transaction| held(transaction, &mut each))
+    }
+
+    /// Sessions that are open or about to commit.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn open_sessions(&self) -> Result<u64> {
+        self.read("count the open sessions", |transaction| {
+            let count = format!("SELECT count(*) FROM sessions WHERE {OPEN}");
+            Ok(from_sql(transaction.query_row(&count, (), |row| row.get(0))?))
+        })
+    }
+
+    /// Compares all that is stored with what was found alive. Of several places of one id the first that is offered counts.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn survey(&self, marks: &dyn Marked) -> Result<Survey> {
+        self.read("survey the packs", |transaction| {
+            let mut survey = Survey::default();
+            let mut packs = packs(transaction, &mut survey.last_row)?;
+            survey_chunks(transaction, marks, &mut packs, &mut survey)?;
+            survey_nodes(transaction, marks, &mut packs, &mut survey)?;
+            for (pack, proven) in packs.into_iter().filter_map(|pack| pack.known) {
+                let whole = pack.kind == PackKind::Nodes && pack.live_entries == pack.entries;
+                if whole && !proven && !pack.held && pack.state == PackState::Live {
+                    survey.provable.push(pack.name);
+                }
+                survey.packs.push(pack);
+            }
+            Ok(survey)
+        })
+    }
+
+    /// Which of these ids have a place in a pack that is in use and not among `leaving`.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn has_other_home(
+        &self,
+        kind: PackKind,
+        ids: &[[u8; 32]],
+        leaving: &HashSet<PackName>,
+    ) -> Result<Vec<bool>> {
+        self.read("look for other places", |transaction| {
+            ids.iter()
+                .map(|id| homes(transaction, kind, id, |name, state| state == 0 && !leaving.contains(name)))
+                .collect()
+        })
+    }
+
+    /// Condemns packs: they are not offered to backups any more, and stay readable. So do the dead nodes of other packs. Packs that
+    /// were condemned before and are not among `leaving` are in use again.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn condemn(&self, survey: &Survey, leaving: &[PackName]) -> Result<()> {
+        self.write("condemn packs", |transaction| {
+            let epoch: i64 =
+                transaction.query_row("UPDATE meta SET epoch = epoch + 1 RETURNING epoch", (), |row| row.get(0))?;
+            transaction.execute("UPDATE packs SET state = 0, condemned = NULL WHERE state = 1", ())?;
+            let mut condemn = transaction.prepare_cached(&format!(
+                "UPDATE packs SET state = 1, condemned = ?2 WHERE name = ?1 AND state = 0 AND pack NOT IN ({HELD})"
+            ))?;
+            for name in leaving {
+                condemn.execute(params![name.as_bytes(), epoch])?;
+            }
+            let mut hide =
+                transaction.prepare_cached("UPDATE nodes SET condemned = ?3 WHERE id = ?1 AND pack = ?2")?;
+            for (id, pack) in &survey.dead_nodes {
+                hide.execute(params![id.as_bytes(), pack, epoch])?;
+            }
+            show_nodes(transaction, &survey.revived_nodes)
+        })
+    }
+
+    /// Decides about the condemned packs, if nothing is held that `marks` does not know.
+    ///
+    /// `late` are chunks and nodes that were marked after the survey: packs that only they need are in use again.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn settle(
+        &self,
+        survey: &Survey,
+        marks: &dyn Marked,
+        late: (&[ChunkId], &[NodeId]),
+    ) -> Result<Settled> {
+        self.write("decide about condemned packs", |transaction| {
+            let mut changed = false;
+            held(transaction, &mut |held| {
+                let known = match &held {
+                    Held::Tree(node) => marks.has_node(node),
+                    Held::Chunk(chunk) => marks.has_chunk(chunk),
+                };
+                changed |= !known;
+            })?;
+            if changed {
+                return Ok(Settled::Changed);
+            }
+            let mut resurrected = 0;
+            for chunk in late.0 {
+                resurrected += resurrect(transaction, PackKind::Data, chunk.as_bytes())?;
+            }
+            for node in late.1 {
+                resurrected += resurrect(transaction, PackKind::Nodes, node.as_bytes())?;
+            }
+            show_nodes(transaction, late.1)?;
+            // What was stored since the survey and belongs to nobody may refer to what goes now: it is offered again when a
+            // collection has walked it.
+            transaction.execute(
+                &format!("UPDATE packs SET proven = 0 WHERE kind = 2 AND pack > ?1 AND pack NOT IN ({HELD})"),
+                [survey.last_row],
+            )?;
+            transaction.execute(
+                "INSERT OR IGNORE INTO tombstones (name) SELECT name FROM packs WHERE state = 1",
+                (),
+            )?;
+            transaction.execute("UPDATE packs SET state = 2 WHERE state = 1", ())?;
+            Ok(Settled::Decided { resurrected })
+        })
+    }
+
+    /// Packs that are decided to go and not known to be gone, with their bytes.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn doomed(&self) -> Result<Vec<(PackId, u64)>> {
+        self.read("list packs to delete", |transaction| {
+            let mut find = transaction.prepare_cached(
+                "SELECT kind, name, size FROM packs WHERE state = 2 ORDER BY kind DESC, name",
+            )?;
+            let mut rows = find.query(())?;
+            let mut packs = Vec::new();
+            while let Some(row) = rows.next()? {
+                let name: Vec<u8> = row.get(1)?;
+                let name = expect(PackName::from_slice(&name), "pack name")?;
+                packs.push((PackId::new(kind_of(row.get(0)?), name), from_sql(row.get(2)?)));
+            }
+            Ok(packs)
+        })
+    }
+
+    /// Drops what is known of doomed packs whose objects are gone. Others can work in between.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn drop_doomed(&self) -> Result<()> {
+        for kind in [PackKind::Data, PackKind::Nodes] {
+            for first in 0..=u8::MAX {
+                let (from, to) = ([first], [first.saturating_add(1)]);
+                let below = if first == u8::MAX { "" } else { "AND id < ?2" };
+                let sql = format!(
+                    "DELETE FROM {} WHERE id >= ?1 {below} AND pack IN (SELECT pack FROM packs WHERE state = 2)",
+                    table(kind)
+                );
+                self.write("drop what deleted packs held", |transaction| {
+                    let mut drop = transaction.prepare_cached(&sql)?;
+                    match first {
+                        u8::MAX => drop.execute([&from[..]])?,
+                        _ => drop.execute([&from[..], &to[..]])?,
+                    };
+                    Ok(())
+                })?;
+            }
+        }
+        self.write("drop deleted packs", |transaction| {
+            transaction
+                .execute("DELETE FROM writers WHERE pack IN (SELECT pack FROM packs WHERE state = 2)", ())?;
+            transaction.execute("DELETE FROM packs WHERE state = 2", ())?;
+            Ok(())
+        })
+    }
+
+    /// Notes that somebody has decided to delete these packs: they are not offered, nor imported any more.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn bury(&self, packs: &[PackName]) -> Result<()> {
+        self.write("bury packs", |transaction| {
+            let mut note =
+                transaction.prepare_cached("INSERT OR IGNORE INTO tombstones (name) VALUES (?1)")?;
+            let mut doom = transaction.prepare_cached("UPDATE packs SET state = 2 WHERE name = ?1")?;
+            for name in packs {
+                note.execute([name.as_bytes()])?;
+                doom.execute([name.as_bytes()])?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()> {
+    let trees = format!(
+        "SELECT node FROM roots UNION SELECT node FROM session_roots r JOIN sessions s ON s.session = r.session WHERE {OPEN}
+         UNION SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 2 AND {OPEN}"
+    );
+    let mut find = transaction.prepare_cached(&trees)?;
+    let mut rows = find.query(())?;
+    while let Some(row) = rows.next()? {
+        let node = row.get_ref(0)?.as_blob().unwrap_or_default();
+        // The empty one is a disk of zeros.
+        if !node.is_empty() {
+            each(Held::Tree(expect(NodeId::from_slice(node), "node id")?));
+        }
+    }
+    let chunks = format!(
+        "SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 1 AND {OPEN}"
+    );
+    let mut find = transaction.prepare_cached(&chunks)?;
+    let mut rows = find.query(())?;
+    while let Some(row) = rows.next()? {
+        let chunk = row.get_ref(0)?.as_blob().unwrap_or_default();
+        each(Held::Chunk(expect(ChunkId::from_slice(chunk), "chunk id")?));
+    }
+    Ok(())
+}
+
+/// A pack by its row; `known` is `None` for rows that mean nothing, or that are on their way out.
+#[derive(Default, Clone)]
+struct Row {
+    known: Option<(PackUse, bool)>,
+}
+
+fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
+    let mut find = transaction.prepare_cached(&format!(
+        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({HELD}) FROM packs ORDER BY pack"
+    ))?;
+    let mut rows = find.query(())?;
+    let mut packs: Vec<Row> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let at: i64 = row.get(0)?;
+        *last_row = at;
+        let state = expect(PackState::from_code(row.get(5)?), "pack state")?;
+        if state == PackState::Deleting {
+            continue;
+        }
+        let name = row.get_ref(1)?.as_blob().unwrap_or_default();
+        let pack = PackUse {
+            name: expect(PackName::from_slice(name), "pack name")?,
+            kind: kind_of(row.get(2)?),
+            size: from_sql(row.get(3)?),
+            entries: from_sql(row.get(4)?),
+            live_entries: 0,
+            live_bytes: 0,
+            state,
+            held: row.get(7)?,
+        };
+        let at = expect(usize::try_from(at).ok(), "pack row")?;
+        packs.resize(packs.len().max(at + 1), Row::default());
+        packs[at].known = Some((pack, row.get(6)?));
+    }
+    Ok(packs)
+}
+
+/// The place of a living id that counts: of those in packs that are in use, the oldest.
+#[derive(Default)]
+struct Keeper {
+    best: Option<(bool, i64, u64)>,
+}
+
+impl Keeper {
+    fn offer(&mut self, packs: &[Row], row: i64, condemned: bool, bytes: u64) {
+        let Some((pack, _)) = known(packs, row) else { return };
+        let worse = condemned || pack.state != PackState::Live;
+        if self.best.is_none_or(|(best, at, _)| (worse, row) < (best, at)) {
+            self.best = Some((worse, row, bytes));
+        }
+    }
+
+    fn settle(&mut self, packs: &mut [Row], live_entries: &mut u64) {
+        let Some((_, row, bytes)) = self.best.take() else { return };
+        let pack =
+            usize::try_from(row).ok().and_then(|row| packs.get_mut(row)).and_then(|row| row.known.as_mut());
+        if let Some((pack, _)) = pack {
+            pack.live_entries += 1;
+            pack.live_bytes += bytes;
+            *live_entries += 1;
+        }
+    }
+}
+
+fn known(packs: &[Row], row: i64) -> Option<&(PackUse, bool)> {
+    usize::try_from(row).ok().and_then(|row| packs.get(row))?.known.as_ref()
+}
+
+fn survey_chunks(
+    transaction: &Transaction<'_>,
+    marks: &dyn Marked,
+    packs: &mut [Row],
+    survey: &mut Survey,
+) -> Outcome<()> {
+    let mut all = transaction.prepare_cached(
+        "SELECT id, pack, payload_length, condemned IS NOT NULL FROM chunks ORDER BY id, pack",
+    )?;
+    let mut rows = all.query(())?;
+    let (mut current, mut live, mut keeper) = ([0; 32], false, Keeper::default());
+    while let Some(row) = rows.next()? {
+        let id = row.get_ref(0)?.as_blob().unwrap_or_default();
+        if id != current {
+            keeper.settle(packs, &mut survey.live_entries);
+            let chunk = expect(ChunkId::from_slice(id), "chunk id")?;
+            (current, live) = (*chunk.as_bytes(), marks.has_chunk(&chunk));
+        }
+        if live {
+            keeper.offer(packs, row.get(1)?, row.get(3)?, from_sql(row.get(2)?) + AROUND);
+        }
+    }
+    keeper.settle(packs, &mut survey.live_entries);
+    Ok(())
+}
+
+fn survey_nodes(
+    transaction: &Transaction<'_>,
+    marks: &dyn Marked,
+    packs: &mut [Row],
+    survey: &mut Survey,
+) -> Outcome<()> {
+    let mut all = transaction.prepare_cached(
+        "SELECT id, pack, payload_length, condemned IS NOT NULL FROM nodes ORDER BY id, pack",
+    )?;
+    let mut rows = all.query(())?;
+    let (mut current, mut live, mut keeper) = (NodeId::new([0; 32]), false, Keeper::default());
+    while let Some(row) = rows.next()? {
+        let id = expect(NodeId::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default()), "node id")?;
+        if id != current {
+            keeper.settle(packs, &mut survey.live_entries);
+            (current, live) = (id, marks.has_node(&id));
+        }
+        let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
+        match live {
+            true if condemned && survey.revived_nodes.last() != Some(&id) => survey.revived_nodes.push(id),
+            true => {}
+            false => {
+                if !condemned && known(packs, pack).is_some_and(|(pack, _)| !pack.held) {
+                    survey.dead_nodes.push((id, pack));
+                }
+            }
+        }
+        if live {
+            keeper.offer(packs, pack, condemned, from_sql(row.get(2)?) + AROUND);
+        }
+    }
+    keeper.settle(packs, &mut survey.live_entries);
+    Ok(())
+}
+
+/// Whether the id lies in a pack that `fits` by its name and state.
+fn homes(
+    transaction: &Transaction<'_>,
+    kind: PackKind,
+    id: &[u8; 32],
+    fits: impl Fn(&PackName, i64) -> bool,
+) -> Outcome<bool> {
+    let mut find = transaction.prepare_cached(&format!(
+        "SELECT p.name, p.state FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1",
+        table(kind)
+    ))?;
+    let mut rows = find.query([id])?;
+    while let Some(row) = rows.next()? {
+        let name = expect(PackName::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default()), "pack name")?;
+        if fits(&name, row.get(1)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Takes a condemned pack into use again if it is the only one that has this id. Returns how many.
+fn resurrect(transaction: &Transaction<'_>, kind: PackKind, id: &[u8; 32]) -> Outcome<u64> {
+    if homes(transaction, kind, id, |_, state| state == 0)? {
+        return Ok(0);
+    }
+    let mut revive = transaction.prepare_cached(&format!(
+        "UPDATE packs SET state = 0, condemned = NULL WHERE state = 1 AND pack =
+            (SELECT c.pack FROM {} c JOIN packs p ON p.pack = c.pack WHERE c.id = ?1 AND p.state = 1 ORDER BY c.pack LIMIT 1)",
+        table(kind)
+    ))?;
+    Ok(revive.execute([id])? as u64)
+}
+
+/// Offers nodes again.
+fn show_nodes(transaction: &Transaction<'_>, nodes: &[NodeId]) -> Outcome<()> {
+    let mut show = transaction.prepare_cached("UPDATE nodes SET condemned = NULL WHERE id = ?1")?;
+    for id in nodes {
+        show.execute([id.as_bytes()])?;
+    }
+    Ok(())
+}
+
+impl Catalog {
+    /// Notes that a pack is about to be stored which copies living chunks or nodes out of others.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn expect_copy(&self, pack: &PackId) -> Result<()> {
+        self.write("expect a copy", |transaction| {
+            transaction
+                .prepare_cached("INSERT OR IGNORE INTO expected_packs (name, kind) VALUES (?1, ?2)")?
+                .execute(params![pack.name.as_bytes(), code(pack.kind)])?;
+            Ok(())
+        })
+    }
+
+    /// Packs that were announced by sessions that have ended, or by collections, and that nobody added since.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn left_expected(&self) -> Result<Vec<PackId>> {
+        self.read("list packs that were expected", |transaction| {
+            let mut find = transaction.prepare_cached(&format!(
+                "SELECT kind, name FROM expected_packs e
+                 WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session = e.session AND s.{OPEN})"
+            ))?;
+            let mut rows = find.query(())?;
+            let mut packs = Vec::new();
+            while let Some(row) = rows.next()? {
+                let name = PackName::from_slice(row.get_ref(1)?.as_blob().unwrap_or_default());
+                packs.push(PackId::new(kind_of(row.get(0)?), expect(name, "pack name")?));
+            }
+            Ok(packs)
+        })
+    }
+
+    /// Does not expect these packs any more.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn forget_expected(&self, packs: &[PackId]) -> Result<()> {
+        self.write("forget expected packs", |transaction| {
+            let mut forget = transaction.prepare_cached("DELETE FROM expected_packs WHERE name = ?1")?;
+            for pack in packs {
+                forget.execute([pack.name.as_bytes()])?;
+            }
+            Ok(())
+        })
+    }
+}

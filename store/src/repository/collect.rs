@@ -1,0 +1,313 @@
+//! A collection, step by step. Runs beside backups and restores; killed at any moment, the next one goes on.
+//!
+//! 1. Idle sessions are shut out; what killed writers left is taken in; forgotten snapshots' objects go; what an earlier collection
+//!    had decided to delete goes.
+//! 2. Mark: everything that snapshots and open sessions hold, by walking trees.
+//! 3. Plan: packs without life go; of those with little life, it is copied to new packs, which are published first.
+//! 4. Condemn: what goes is not offered to backups any more, nor are dead nodes. All of it can still be read.
+//! 5. Settle: mark again what came to be held meanwhile, until one transaction finds nothing new. It takes packs into use again that
+//!    something needs now, and decides about the others.
+//! 6. Delete: a record is written, the claim is read again, and only then the objects go.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt, stream};
+
+use super::{Repository, deletions, sync};
+use crate::backend::Backend;
+use crate::catalog::{Catalog, PackRecord, PackUse, Settled, Survey};
+use crate::gc::{Count, Forward, GcOptions, GcReport, Marks, Plan, groups, plan};
+use crate::id::PackName;
+use crate::pack::{FinishedPack, PackId, PackKind, TARGET_LENGTH};
+use crate::progress::{Progress, Silent};
+use crate::{Error, Result};
+
+/// Deletions in flight at once.
+const PARALLEL: usize = 16;
+/// Packs named in one record.
+const TOGETHER: usize = 4096;
+
+impl Repository {
+    pub(super) async fn collect(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport> {
+        if options.dry_run {
+            return self.foresee(options, progress).await;
+        }
+        self.writable()?;
+        let _exclusive = self.catalog.exclusive()?;
+        self.ownership.still_ours(&self.backend).await?;
+        let mut report = GcReport::default();
+        self.tidy_up(options, &mut report).await?;
+        report.finished = self.delete_doomed(progress).await?;
+        let mut marks = Marks::default();
+        let (survey, plan) = self.look(options, progress, &mut marks, &mut report).await?;
+        let Copies { leaving, nodes } = self.copy_forward(plan, &marks, progress, &mut report).await?;
+        let names: Vec<PackName> = leaving.iter().map(|pack| pack.name).collect();
+        let proven: Vec<PackName> = survey.provable.iter().copied().chain(nodes).collect();
+        let survey =
+            self.with_catalog(move |catalog| catalog.condemn(&survey, &names).map(|()| survey)).await?;
+        report.resurrected = self.settle(survey, marks).await?;
+        if report.missing == 0 {
+            self.with_catalog(move |catalog| catalog.mark_proven(&proven)).await?;
+        }
+        self.count_outcome(&leaving, &mut report).await?;
+        self.delete_doomed(progress).await?;
+        Ok(report)
+    }
+
+    /// What a collection would do now, and nothing else.
+    async fn foresee(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcReport> {
+        let mut report = GcReport::default();
+        for (_, bytes) in self.with_catalog(Catalog::doomed).await? {
+            report.finished.add(bytes);
+        }
+        let (_, plan) = self.look(options, progress, &mut Marks::default(), &mut report).await?;
+        plan.drop.iter().for_each(|pack| report.dropped.add(pack.size));
+        for pack in &plan.copy {
+            report.copied_from.add(pack.size);
+            report.copied_to.bytes += pack.live_bytes;
+        }
+        report.copied_to.packs = report.copied_to.bytes.div_ceil(u64::from(TARGET_LENGTH));
+        count_kept(&plan.keep, &mut report);
+        Ok(report)
+    }
+
+    async fn tidy_up(&self, options: &GcOptions, report: &mut GcReport) -> Result<()> {
+        let lease = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
+        let idle_since = (self.clock)().saturating_sub(lease);
+        // First what is already in the bucket: a commit whose snapshot is stored ends well.
+        self.adopt_all().await?;
+        report.fenced_sessions = self.with_catalog(move |catalog| catalog.fence_idle(idle_since)).await?;
+        let mut absent = Vec::new();
+        for pack in self.with_catalog(Catalog::left_expected).await? {
+            if !self.backend.exists(&pack.to_string()).await? {
+                absent.push(pack);
+            }
+        }
+        self.with_catalog(move |catalog| catalog.forget_expected(&absent)).await?;
+        for snapshot in self.with_catalog(Catalog::forgotten_objects).await? {
+            self.delete_forgotten(snapshot).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks, surveys and plans.
+    async fn look(
+        &self,
+        options: &GcOptions,
+        progress: &dyn Progress,
+        marks: &mut Marks,
+        report: &mut GcReport,
+    ) -> Result<(Survey, Plan)> {
+        progress.phase("marking", None);
+        self.hold(marks).await?;
+        marks.walk(&self.nodes, progress).await?;
+        report.open_sessions = self.with_catalog(Catalog::open_sessions).await?;
+        progress.phase("planning", None);
+        let taken = std::mem::take(marks);
+        let (mut survey, taken) =
+            self.with_catalog(move |catalog| catalog.survey(&taken).map(|survey| (survey, taken))).await?;
+        *marks = taken;
+        (report.live_nodes, report.live_chunks) = (marks.nodes(), marks.chunks());
+        report.missing = (marks.nodes() + marks.chunks()).saturating_sub(survey.live_entries);
+        let plan = plan(std::mem::take(&mut survey.packs), options.max_unused);
+        Ok((survey, plan))
+    }
+
+    /// Takes in what the catalog says is held now.
+    async fn hold(&self, marks: &mut Marks) -> Result<()> {
+        let mut taken = std::mem::take(marks);
+        *marks = self
+            .with_catalog(move |catalog| {
+                catalog.held(|held| taken.hold(&held))?;
+                Ok(taken)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Copies what is alive out of the packs that are to be copied, and publishes the new ones.
+    async fn copy_forward(
+        &self,
+        plan: Plan,
+        marks: &Marks,
+        progress: &dyn Progress,
+        report: &mut GcReport,
+    ) -> Result<Copies> {
+        count_kept(&plan.keep, report);
+        let leaving: HashSet<PackName> = plan.drop.iter().chain(&plan.copy).map(|pack| pack.name).collect();
+        let mut copies = Copies { leaving: plan.drop, nodes: Vec::new() };
+        progress.phase("copying", Some(plan.copy.iter().map(|pack| pack.live_bytes).sum()));
+        for kind in [PackKind::Data, PackKind::Nodes] {
+            let of_kind: Vec<PackUse> = plan.copy.iter().filter(|pack| pack.kind == kind).cloned().collect();
+            for group in groups(&of_kind, u64::from(TARGET_LENGTH)) {
+                self.copy_group(kind, group, &leaving, marks, &mut copies, report).await?;
+                progress.advance(group.iter().map(|pack| pack.live_bytes).sum());
+            }
+        }
+        Ok(copies)
+    }
+
+    async fn copy_group(
+        &self,
+        kind: PackKind,
+        group: &[PackUse],
+        leaving: &HashSet<PackName>,
+        marks: &Marks,
+        copies: &mut Copies,
+        report: &mut GcReport,
+    ) -> Result<()> {
+        let mut forward = Forward::new(kind, self.id);
+        for pack in group {
+            let id = PackId::new(kind, pack.name);
+            let read = match self.backend.get(&id.to_string()).await {
+                Ok(bytes) => Forward::ids(&id, &bytes).map(|ids| (ids, bytes)),
+                Err(error) => Err(error),
+            };
+            let (ids, bytes) = match read {
+                Ok(read) => read,
+                // It may be all that is left of what it holds.
+                Err(error) if error.is_damage() => {
+                    report.damaged.push(error.to_string());
+                    report.kept.add(pack.size);
+                    report.unused += pack.unused();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if !forward.has_room(&id, &bytes)? {
+                let full = std::mem::replace(&mut forward, Forward::new(kind, self.id));
+                self.publish(kind, full.finish()?, copies, report).await?;
+            }
+            let alive: Vec<[u8; 32]> = ids.into_iter().filter(|id| marks.has(kind, id)).collect();
+            let (others, leaving) = (alive.clone(), leaving.clone());
+            let elsewhere =
+                self.with_catalog(move |catalog| catalog.has_other_home(kind, &others, &leaving)).await?;
+            let alive: HashSet<[u8; 32]> = alive
+                .into_iter()
+                .zip(elsewhere)
+                .filter(|(_, elsewhere)| !elsewhere)
+                .map(|(id, _)| id)
+                .collect();
+            forward.take(&id, &bytes, &alive)?;
+            copies.leaving.push(pack.clone());
+        }
+        self.publish(kind, forward.finish()?, copies, report).await
+    }
+
+    /// Stores copies, and lets them be found.
+    async fn publish(
+        &self,
+        kind: PackKind,
+        packs: Vec<FinishedPack>,
+        copies: &mut Copies,
+        report: &mut GcReport,
+    ) -> Result<()> {
+        for FinishedPack { id, bytes, entries } in packs {
+            self.ownership.still_ours(&self.backend).await?;
+            let size = bytes.len() as u64;
+            self.with_catalog(move |catalog| catalog.expect_copy(&id)).await?;
+            self.backend.put(&id.to_string(), bytes).await?;
+            let record = PackRecord { name: id.name, kind, size, entries };
+            self.with_catalog(move |catalog| catalog.import_pack(&record)).await?;
+            report.copied_to.add(size);
+            report.kept.add(size);
+            if kind == PackKind::Nodes {
+                copies.nodes.push(id.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what came to be held since, until nothing has, and decides.
+    async fn settle(&self, mut survey: Survey, mut marks: Marks) -> Result<u64> {
+        marks.start_recording();
+        self.adopt_all().await?;
+        loop {
+            self.hold(&mut marks).await?;
+            marks.walk(&self.nodes, &Silent).await?;
+            let settled;
+            (settled, survey, marks) = self
+                .with_catalog(move |catalog| {
+                    catalog.settle(&survey, &marks, marks.late()).map(|settled| (settled, survey, marks))
+                })
+                .await?;
+            if let Settled::Decided { resurrected } = settled {
+                return Ok(resurrected);
+            }
+        }
+    }
+
+    /// Takes in what killed writers left. What a damaged document names cannot be known, and must not go.
+    async fn adopt_all(&self) -> Result<()> {
+        match sync::adopt(&self.backend, &self.catalog, &self.nodes, self.id).await?.first() {
+            None => Ok(()),
+            Some(document) => Err(Error::damaged(
+                &document.name,
+                "what it needs is not known, so nothing is collected; drop it by name if it cannot be brought back",
+            )),
+        }
+    }
+
+    async fn count_outcome(&self, leaving: &[PackUse], report: &mut GcReport) -> Result<()> {
+        let doomed: HashSet<PackName> =
+            self.with_catalog(Catalog::doomed).await?.into_iter().map(|(pack, _)| pack.name).collect();
+        for pack in leaving {
+            match (doomed.contains(&pack.name), pack.live_entries) {
+                (true, 0) => report.dropped.add(pack.size),
+                (true, _) => report.copied_from.add(pack.size),
+                (false, _) => {
+                    report.kept.add(pack.size);
+                    report.unused += pack.unused();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the objects of all packs that were decided to go.
+    async fn delete_doomed(&self, progress: &dyn Progress) -> Result<Count> {
+        let mut gone = Count::default();
+        let doomed = self.with_catalog(Catalog::doomed).await?;
+        if doomed.is_empty() {
+            return Ok(gone);
+        }
+        progress.phase("deleting", Some(doomed.len() as u64));
+        for some in doomed.chunks(TOGETHER) {
+            let packs: Vec<PackId> = some.iter().map(|(pack, _)| *pack).collect();
+            let generation = self.ownership.generation();
+            deletions::record(&self.backend, self.id, generation, &packs).await?;
+            // Whoever takes over after this reads the record, and relies on none of them.
+            self.ownership.still_ours(&self.backend).await?;
+            let deletes: Vec<_> = packs.into_iter().map(|pack| delete(self.backend.clone(), pack)).collect();
+            let mut running = stream::iter(deletes).buffer_unordered(PARALLEL);
+            while let Some(deleted) = running.next().await {
+                deleted?;
+                progress.advance(1);
+            }
+            some.iter().for_each(|(_, bytes)| gone.add(*bytes));
+        }
+        self.with_catalog(Catalog::drop_doomed).await?;
+        Ok(gone)
+    }
+}
+
+async fn delete(backend: Backend, pack: PackId) -> Result<()> {
+    backend.delete(&pack.to_string()).await
+}
+
+/// What leaves, and what was made of it.
+#[derive(Debug)]
+struct Copies {
+    leaving: Vec<PackUse>,
+    nodes: Vec<PackName>,
+}
+
+fn count_kept(kept: &[PackUse], report: &mut GcReport) {
+    for pack in kept {
+        report.kept.add(pack.size);
+        report.unused += pack.unused();
+        if pack.held {
+            report.held.add(pack.size);
+        }
+    }
+}
