@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use underlay_store::authority::Authority;
 use underlay_store::error::{Error, Result};
+use underlay_store::gc::GcOptions;
 use underlay_store::id::SnapshotId;
+use underlay_store::progress::Silent;
 use underlay_store::repository::Access;
 
 use crate::client::{Plan, Process, backup};
@@ -23,17 +26,20 @@ enum Step {
     Protect,
     Unprotect,
     Forget,
+    Collect,
     Restore,
 }
 
-const SCENARIO: [Step; 8] = [
+const SCENARIO: [Step; 10] = [
     Step::Backup,
     Step::Backup,
     Step::Protect,
     Step::Backup,
     Step::Unprotect,
     Step::Forget,
+    Step::Collect,
     Step::Backup,
+    Step::Collect,
     Step::Restore,
 ];
 
@@ -55,6 +61,10 @@ async fn act(process: &Process, step: Step, mut random: Random) -> Result<()> {
             random.fill(&mut id);
             backup(process, &repository, Plan { vm: "vm".into(), snapshot: SnapshotId::new(id), random })
                 .await
+        }
+        (Step::Collect, _) => {
+            let options = GcOptions { dry_run: false, max_unused: 0.0, lease: Duration::ZERO };
+            repository.gc(&options, &Silent).await.map(drop)
         }
         (Step::Protect, Some(id)) => repository.protect(id, true).await,
         (Step::Unprotect, Some(id)) => repository.protect(id, false).await,

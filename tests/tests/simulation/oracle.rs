@@ -1,12 +1,14 @@
 //! What must hold when the storm is over, whatever happened in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use underlay_store::authority::Authority;
 use underlay_store::catalog::{Catalog, Location, PackState};
 use underlay_store::check::CheckOptions;
 use underlay_store::error::{Error, Result};
+use underlay_store::gc::GcOptions;
 use underlay_store::id::{ChunkId, NodeId, PackName, SnapshotId};
 use underlay_store::names::{self, ObjectName};
 use underlay_store::pack::{self, PackId, PackKind};
@@ -14,6 +16,7 @@ use underlay_store::progress::Silent;
 use underlay_store::repository::{Access, Repository};
 
 use crate::client::{Process, Reader, Trouble, rebuild};
+use crate::world::DAY;
 
 /// Takes the repository over for good and compares it with what was promised.
 pub async fn judge(process: Process) {
@@ -41,7 +44,26 @@ async fn judge_all(process: &Process) -> Result<()> {
         process.world.complain(format!("check finds damage: {:?} {:?}", report.findings, report.affected));
     }
     rebuilt(process, &listed).await?;
-    elsewhere(process, &listed).await
+    elsewhere(process, &listed).await?;
+    emptied(process, &repository, &listed).await
+}
+
+/// Once everything is dropped, a collection leaves nothing of what the catalog knows.
+async fn emptied(process: &Process, repository: &Repository, listed: &BTreeMap<SnapshotId, Bytes>) -> Result<()> {
+    for id in listed.keys() {
+        repository.protect(*id, false).await?;
+        repository.forget(*id).await?;
+    }
+    let options = GcOptions { dry_run: false, max_unused: 0.0, lease: Duration::ZERO };
+    process.world.core().clock += DAY;
+    repository.gc(&options, &Silent).await?;
+    let Some(catalog) = process.catalog() else { return Ok(()) };
+    for kind in [PackKind::Data, PackKind::Nodes] {
+        for pack in catalog.packs(kind)? {
+            process.world.complain(format!("{} survives everything", names::pack(kind, &pack.name)));
+        }
+    }
+    Ok(())
 }
 
 /// What is listed is what was acknowledged, give or take what nobody was told of.
@@ -110,8 +132,9 @@ async fn restored(
 /// A catalog built from the bucket alone says what the live one says.
 ///
 /// May differ: sessions and what they hold; which packs count as proven; packs that only the rebuilt one knows, left behind by
-/// writers that were killed or shut out before they could record them with the present owner. May not differ: the snapshots; every pack that the live one would
-/// offer or read from, with its length and the places of everything in it.
+/// writers that were killed or shut out before they could record them with the present owner; packs on their way out; places of what a
+/// collection found dead, which the live one does not name any more. May not differ: the snapshots; every pack that the live one
+/// would offer or read from, with its length and every place that it names.
 async fn rebuilt(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Result<()> {
     let (Some(live), fresh) = (process.catalog(), rebuild(process).await?) else {
         process.world.complain("the catalog is gone");
@@ -138,8 +161,12 @@ async fn rebuilt(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Res
                 continue;
             }
             let Some(ids) = contents(process, PackId::new(kind, pack.name))? else { continue };
-            if places(&live, kind, pack.name, &ids)? != places(&fresh, kind, pack.name, &ids)? {
-                process.world.complain(format!("a rebuilt catalog finds other places in {}", pack.name));
+            let (live, fresh) = (places(&live, kind, pack.name, &ids)?, places(&fresh, kind, pack.name, &ids)?);
+            if !live.iter().all(|place| fresh.contains(place)) {
+                process.world.complain(format!(
+                    "a rebuilt catalog finds other places in {}: {live:?}, not {fresh:?}",
+                    pack.name
+                ));
             }
         }
     }
@@ -182,8 +209,11 @@ async fn elsewhere(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> R
     let reader = other.open(Access::Read).await?;
     let found = snapshots(&other, &reader).await?;
     let (more, mut less) = differences(&found, listed);
-    // A host that was asked to drop a snapshot and could not delete its object does not show it any more; others do.
-    less.retain(|id| process.world.core().model.snapshots[id].forget_begun.is_none());
+    // A host that was asked to drop a snapshot and could not delete its object does not show it any more; others do. So it is with
+    // those of its sessions that it shut out.
+    let core = process.world.core();
+    less.retain(|id| core.model.snapshots[id].acknowledged && core.model.snapshots[id].forget_begun.is_none());
+    drop(core);
     if !more.is_empty() || !less.is_empty() {
         process.world.complain(format!("a reader on the other host sees {more:?} more and {less:?} less"));
     }

@@ -1,8 +1,11 @@
 //! What the actors of a run do, chosen by its seed.
 
+use std::time::Duration;
+
 use underlay_store::authority::Authority;
 use underlay_store::check::CheckOptions;
 use underlay_store::error::Error;
+use underlay_store::gc::GcOptions;
 use underlay_store::id::SnapshotId;
 use underlay_store::names;
 use underlay_store::progress::Silent;
@@ -50,7 +53,8 @@ async fn command(process: Process, mut random: Random, greed: u64) {
             let options = CheckOptions { scrub: random.chance(300) };
             let _ = process.heed(repository.check(&options, &Silent).await);
         }
-        37..42 if process.world.core().weather.sabotage == Some(Sabotage::SweepUnknown) => {
+        37..47 => collect(&process, &repository, &mut random).await,
+        47..52 if process.world.core().weather.sabotage == Some(Sabotage::SweepUnknown) => {
             sweep_unknown(&process).await;
         }
         _ => {
@@ -153,6 +157,18 @@ async fn protect(process: &Process, repository: &Repository, random: &mut Random
         }
         _ => {}
     }
+}
+
+/// Collects with some options or other; often more eagerly than anybody should.
+pub async fn collect(process: &Process, repository: &Repository, random: &mut Random) {
+    const HOUR: u64 = 3600;
+    let options = GcOptions {
+        dry_run: random.chance(100),
+        max_unused: *random.pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
+        lease: Duration::from_secs(*random.pick(&[0, HOUR, 24 * HOUR, 365 * 24 * HOUR])),
+    };
+    process.world.core().collections += 1;
+    let _ = process.heed(repository.gc(&options, &Silent).await);
 }
 
 /// What no rule of the store allows: packs that are in no catalog are deleted.
