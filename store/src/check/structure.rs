@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Affected, CheckOptions, CheckReport};
 use crate::Result;
 use crate::backend::Backend;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, PackState};
 use crate::id::{ChunkId, NodeId, PackName, RepositoryId, Root};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, PackKind};
@@ -61,6 +61,11 @@ async fn packs(
         ));
     }
     for pack in known {
+        // It may be gone at any moment, and nothing may rely on it.
+        if pack.state == PackState::Deleting {
+            bad.insert(pack.name);
+            continue;
+        }
         let name = names::pack(kind, &pack.name);
         report.packs += 1;
         report.pack_bytes += pack.size;
