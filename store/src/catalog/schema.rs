@@ -15,9 +15,10 @@ const VERSION: u32 = 3;
 /// From version 1: nothing but a new table.
 const FROM_VERSION_1: &str =
     "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
-/// From version 2: when packs were read last, who expects packs, which are deleted.
+/// From version 2: when packs were read last, who expects packs, which are deleted; which claim this catalog has caught up with.
 const FROM_VERSION_2: &str = "ALTER TABLE packs ADD COLUMN checked INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE expected_packs ADD COLUMN session INTEGER;
+    ALTER TABLE meta ADD COLUMN caught_up INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE tombstones (name BLOB PRIMARY KEY) WITHOUT ROWID";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
@@ -160,6 +161,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
         let second = "ALTER TABLE packs DROP COLUMN checked; ALTER TABLE expected_packs DROP COLUMN session;
+                      ALTER TABLE meta DROP COLUMN caught_up;
                       DROP TABLE tombstones; PRAGMA user_version = 2";
         let first = "DROP TABLE forgotten; PRAGMA user_version = 1";
         for changes in [&[second][..], &[second, first]] {

@@ -53,7 +53,7 @@ impl Repository {
                 rule: "this repository was opened for reading only".into(),
             });
         }
-        Ok(())
+        self.ownership.not_lost()
     }
 }
 
@@ -134,6 +134,7 @@ impl Authority for Repository {
     }
 
     async fn commit(&self, session: SessionId, document: Bytes) -> Result<()> {
+        self.writable()?;
         let snapshot: Snapshot = document::peek("the new snapshot", snapshot::KIND, &document)?;
         let id = snapshot.snapshot;
         let granted = self.with_catalog(move |catalog| catalog.session_grant(session)).await?;

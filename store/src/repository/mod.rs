@@ -77,7 +77,8 @@ impl Repository {
             }
             other => other?,
         };
-        Self::open_with(backend, catalog, id, Arc::new(|| Timestamp::now().as_milliseconds()), access).await
+        let clock = Arc::new(|| Timestamp::now().as_milliseconds());
+        Self::open_on(backend, catalog, id, clock, access).await
     }
 
     /// Opens repository `id` on a catalog that the caller has opened, with the caller's clock.
@@ -91,12 +92,23 @@ impl Repository {
         clock: Clock,
         access: Access,
     ) -> Result<Self> {
-        let catalog = Arc::new(catalog);
-        let (ownership, ours) = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
+        Self::open_on(backend, Arc::new(catalog), id, clock, access).await
+    }
+
+    async fn open_on(
+        backend: Backend,
+        catalog: Arc<Catalog>,
+        id: RepositoryId,
+        clock: Clock,
+        access: Access,
+    ) -> Result<Self> {
+        let ownership = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
+        // Whoever took the repository over and was killed right after has the claim, and knows nothing yet of what others did before.
+        let ours = ownership.generation() > 0 && catalog.caught_up()? == ownership.generation();
         let unreadable = match ours {
             true => sync::adopt(&backend, &catalog, &nodes, id).await?,
-            false => sync::import(&backend, &catalog, id).await?,
+            false => sync::import(&backend, &catalog, &nodes, id).await?,
         };
         let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable };
         if access != Access::Read {

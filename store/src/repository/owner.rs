@@ -3,7 +3,7 @@
 //! No store is trusted to refuse a second writer of one name, and no listing to be fresh: claims are found by asking for the
 //! next generation until there is none, and read again after they were written.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 
@@ -30,7 +30,9 @@ pub(super) struct Ownership {
     repository: RepositoryId,
     owner: OwnerId,
     /// Of the claim that made the repository ours; 0 if it is not.
-    generation: AtomicU64,
+    generation: u64,
+    /// Host and generation of the claim that ended that. Whoever was shut out stays so until it opens the repository again.
+    lost: OnceLock<(String, u64)>,
 }
 
 /// The claim of the highest generation; `None` before the first.
@@ -57,19 +59,19 @@ async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Res
 }
 
 impl Ownership {
-    /// Finds out whose the repository is and makes it `owner`'s where `access` asks for that. True if it was before.
+    /// Finds out whose the repository is and makes it `owner`'s where `access` asks for that.
     pub(super) async fn settle(
         backend: &Backend,
         repository: RepositoryId,
         owner: OwnerId,
         access: Access,
-    ) -> Result<(Self, bool)> {
+    ) -> Result<Self> {
         let claim = current(backend, &repository).await?;
-        let of = |generation| Self { repository, owner, generation: AtomicU64::new(generation) };
+        let of = |generation| Self { repository, owner, generation, lost: OnceLock::new() };
         match (&claim, access) {
-            (Some(claim), _) if claim.owner == owner => return Ok((of(claim.generation), true)),
+            (Some(claim), _) if claim.owner == owner => return Ok(of(claim.generation)),
             (Some(claim), Access::Write) => return Err(elsewhere(claim)),
-            (_, Access::Read) => return Ok((of(0), false)),
+            (_, Access::Read) => return Ok(of(0)),
             (None, Access::Write) | (_, Access::TakeOver) => {}
         }
         let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
@@ -78,30 +80,40 @@ impl Ownership {
         let lost = Error::Missing { object: names::claim(generation) };
         // Another process may have been a moment faster, on a store that does not tell.
         match newest(backend, &repository, generation - 1).await? {
-            // What another owner stored before is not in this catalog yet.
             Some(now) if now.generation < generation => Err(put.err().unwrap_or(lost)),
-            Some(now) if now.owner == owner => Ok((of(now.generation), claim.is_none())),
+            Some(now) if now.owner == owner => Ok(of(now.generation)),
             Some(now) => Err(elsewhere(&now)),
             None => Err(put.err().unwrap_or(lost)),
         }
     }
 
-    /// Fails if somebody else has claimed the repository since it was opened. Two requests.
+    /// Fails if the repository was claimed since it was opened; two requests. A claim of this very host counts too: between the two
+    /// there was another owner's, who may have deleted what was promised here.
     pub(super) async fn still_ours(&self, backend: &Backend) -> Result<()> {
-        let generation = self.generation();
-        match newest(backend, &self.repository, generation).await? {
-            Some(claim) if claim.owner == self.owner => {
-                self.generation.fetch_max(claim.generation, Ordering::Relaxed);
-                Ok(())
+        self.not_lost()?;
+        match newest(backend, &self.repository, self.generation).await? {
+            Some(claim) if (claim.owner, claim.generation) == (self.owner, self.generation) => Ok(()),
+            Some(claim) => {
+                let _ = self.lost.set((claim.host.clone(), claim.generation));
+                Err(elsewhere(&claim))
             }
-            Some(claim) => Err(elsewhere(&claim)),
             None => Err(Error::Missing { object: names::CLAIMS.to_owned() }),
         }
     }
 
-    /// Generation of the claim that made the repository ours.
+    /// Fails if [`Ownership::still_ours`] has failed for good before.
+    pub(super) fn not_lost(&self) -> Result<()> {
+        match self.lost.get() {
+            Some((host, generation)) => {
+                Err(Error::OwnedElsewhere { host: host.clone(), generation: *generation })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Generation of the claim that made the repository ours; 0 if it is not.
     pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
+        self.generation
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use underlay_store::authority::{Authority, SessionGrant};
 use underlay_store::backend::Backend;
-use underlay_store::catalog::{Catalog, PackState};
+use underlay_store::catalog::{Catalog, PackState, SessionState};
 use underlay_store::cut::{BLOCK, REGION};
 use underlay_store::error::{Error, Result};
 use underlay_store::id::{ChunkId, NodeId, Root, SessionId, SnapshotId};
@@ -300,8 +300,12 @@ impl Backup<'_> {
         for ((id, places), _) in
             ids.iter().zip(catalog.locate_chunks(ids)?).zip(have).filter(|(_, have)| **have)
         {
-            if !places.iter().any(|place| states.get(&place.pack) == Some(&PackState::Live)) {
-                self.process.world.complain(format!("dedup answered with {id}, which lies in no live pack"));
+            // A collection may have condemned it since; it will find the pin before it decides.
+            let stays = |state: &PackState| matches!(state, PackState::Live | PackState::Condemned);
+            let live = places.iter().any(|place| states.get(&place.pack).is_some_and(stays));
+            // Meanwhile the session may have been shut out, and let go of everything.
+            if !live && catalog.session_state(self.session())? == Some(SessionState::Open) {
+                self.process.world.complain(format!("dedup answered with {id}, which is on its way out"));
             }
         }
         Ok(())

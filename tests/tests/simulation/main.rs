@@ -61,7 +61,7 @@ fn new_world(seed: u64, weather: Weather, threads: &Threads) -> Arc<World> {
 }
 
 fn outcome(world: &World) -> Outcome {
-    let tail = world.tail(400);
+    let tail = world.tail(number("UNDERLAY_TAIL").unwrap_or(400) as usize);
     let core = world.core();
     Outcome {
         complaints: core.complaints.clone(),

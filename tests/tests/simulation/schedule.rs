@@ -257,7 +257,7 @@ impl<'a> Schedule<'a> {
         if chance > 0 && core.random.chance(chance) {
             let hosts = core.hosts.len();
             let host = core.random.index(hosts);
-            core.note(usize::MAX, "catalog lost", "", if host == 0 { "of A" } else { "of B" });
+            core.note(999, "catalog lost", "", if host == 0 { "of A" } else { "of B" });
             core.hosts[host].losses += 1;
             for (number, _) in self.lanes.iter().filter_map(|lane| lane.work.as_ref()) {
                 core.lives[*number].doomed |= core.lives[*number].host == host;

@@ -16,25 +16,33 @@ use crate::random::Random;
 use crate::schedule::Script;
 use crate::world::{Sabotage, World};
 
-/// The commands of one lane: processes that follow one another on `host`. `greed`: how often, in thousandths, who was told that
-/// the repository is somebody else's takes it over.
-pub fn lane(mut random: Random, host: usize, mut left: usize, greed: u64) -> Script {
+/// How the processes of a run behave.
+#[derive(Clone, Copy)]
+pub struct Manners {
+    /// How often, in thousandths, who was told that the repository is somebody else's takes it over.
+    greed: u64,
+    /// Whether they collect.
+    collect: bool,
+}
+
+/// The commands of one lane: processes that follow one another on `host`.
+pub fn lane(mut random: Random, host: usize, mut left: usize, manners: Manners) -> Script {
     Box::new(move |world, lane| {
         left = left.checked_sub(1)?;
         let process = Process::begin(world, lane, host);
         let number = process.number;
         let random = random.fork();
-        Some((number, Box::pin(command(process, random, greed))))
+        Some((number, Box::pin(command(process, random, manners))))
     })
 }
 
-async fn command(process: Process, mut random: Random, greed: u64) {
+async fn command(process: Process, mut random: Random, manners: Manners) {
     let access = {
         let mut core = process.world.core();
         let told_off = std::mem::take(&mut core.hosts[process.host].told_off);
         // The second host begins by taking over.
         match told_off || process.host > 0 {
-            true if random.chance(greed) => {
+            true if random.chance(manners.greed) => {
                 core.takeovers += 1;
                 Access::TakeOver
             }
@@ -53,7 +61,7 @@ async fn command(process: Process, mut random: Random, greed: u64) {
             let options = CheckOptions { scrub: random.chance(300) };
             let _ = process.heed(repository.check(&options, &Silent).await);
         }
-        37..47 => collect(&process, &repository, &mut random).await,
+        37..47 if manners.collect => collect(&process, &repository, &mut random).await,
         47..52 if process.world.core().weather.sabotage == Some(Sabotage::SweepUnknown) => {
             sweep_unknown(&process).await;
         }
@@ -190,15 +198,17 @@ async fn sweep_unknown(process: &Process) {
 /// How many lanes and commands: a host alone, one that is visited, or two at war.
 pub fn lanes(random: &mut Random) -> Vec<Script> {
     let mut lanes = Vec::new();
-    let (ours, theirs, greed) = match random.below(4) {
-        0 => (3, 0, 0),
+    let (ours, theirs, greed) = match random.below(5) {
+        0 | 4 => (3, 0, 0),
         1 => (2, 1, 300),
         2 => (2, 1, 600),
         _ => (1 + random.below(2), 1 + random.below(2), 900),
     };
+    let collect = theirs == 0 || std::env::var_os("UNDERLAY_COLLECT_AT_WAR").is_some();
+    let manners = Manners { greed, collect };
     for (host, count) in [(0, ours), (1, theirs)] {
         for _ in 0..count {
-            lanes.push(lane(random.fork(), host, 3 + random.index(6), greed));
+            lanes.push(lane(random.fork(), host, 3 + random.index(6), manners));
         }
     }
     lanes

@@ -205,7 +205,9 @@ impl World {
 
     pub fn complain(&self, what: impl Into<String>) {
         let what = what.into();
-        self.core().complaints.push(what);
+        let mut core = self.core();
+        core.note(999, "complaint", &what, "");
+        core.complaints.push(what);
     }
 
     /// A host with an empty catalog of its own.
@@ -300,7 +302,7 @@ impl Core {
     }
 
     pub fn note(&mut self, process: usize, what: &'static str, object: &str, outcome: &'static str) {
-        let lane = self.lives.get(process).map_or(usize::MAX, |life| life.lane);
+        let lane = self.lives.get(process).map_or(99, |life| life.lane);
         self.trace.push(Event { lane, process, what, object: object.to_owned(), outcome });
     }
 
