@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use underlay_store::Error;
-use underlay_store::backend::{Backend, Options};
+use underlay_store::backend::{Backend, Honours, Options};
 use underlay_store::cut::CutParameters;
 use underlay_store::id::RepositoryId;
 use underlay_store::key::slot::{Argon2id, Slot};
@@ -92,6 +92,11 @@ impl Init {
             slots.push((slot.slot, slot.seal().into()));
         }
         let backend = Backend::open(location, Options { create: true })?;
+        let honours = app.wait(backend.probe())?;
+        if !honours.suffices() {
+            let reason = format!("its store is not fit for one: {honours}");
+            return Err(Error::Location { location: location.to_owned(), reason }.into());
+        }
         // The key is safe before the repository exists.
         if let Some(path) = key_file {
             file::write(path, &file::to_json(&descriptor.repository, &key))?;
@@ -103,7 +108,7 @@ impl Init {
             }
             return Err(error.into());
         }
-        tell(app, &descriptor, passphrase.is_some())
+        tell(app, &descriptor, passphrase.is_some(), &honours)
     }
 }
 
@@ -124,7 +129,7 @@ async fn discard_key(backend: &Backend, error: &Error, path: &Path) {
     }
 }
 
-fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool) -> Result<(), Failure> {
+fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool, honours: &Honours) -> Result<(), Failure> {
     let (location, key_file) = (app.location()?, app.global.key_file.as_deref().map(Path::display));
     if app.global.json {
         return say(json!({
@@ -132,9 +137,13 @@ fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool) -> Result<(), 
             "location": location,
             "key_file": key_file.map(|path| path.to_string()),
             "passphrase": has_passphrase,
+            "store": honours.to_string(),
         }));
     }
     say(format!("repository {} made at {location}", descriptor.repository))?;
+    if location.contains("://") {
+        say(format!("the store: {honours}"))?;
+    }
     if let Some(path) = &key_file {
         say(format!("the restore key is in {path}: keep a copy of that file somewhere else"))?;
     }

@@ -55,6 +55,9 @@ impl App {
     /// Opens the repository without any key.
     pub fn authority(&self, access: Access) -> Result<Arc<dyn Authority>, Failure> {
         let backend = Backend::open(self.location()?, Options::default())?;
+        if access == Access::TakeOver {
+            warn(format_args!("the store: {}", self.wait(backend.probe())?));
+        }
         let repository = self.wait(Repository::open(backend, &state_directory(), access))?;
         Ok(Arc::new(repository))
     }

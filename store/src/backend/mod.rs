@@ -5,6 +5,7 @@
 
 mod fault;
 mod open;
+mod probe;
 mod recording;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, Pu
 pub use self::fault::{Fault, Faults, Operation, Rule};
 pub use self::open::Options;
 use self::open::Root;
+pub use self::probe::{ConditionalPut, Honours};
 pub use self::recording::{Recording, Traffic};
 use crate::error::{Error, Result, Source};
 

@@ -1,4 +1,4 @@
-//! What a collection asks of the catalog: what is held, what each pack is used for, and the steps on the way out.
+//! What a collection asks of the catalog: what is held, and the steps on the way out.
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
@@ -8,18 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::{Transaction, params};
 
 use super::lookup::{code, kind_of, table};
-use super::record::PackState;
+use super::survey::{Marked, Survey};
 use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, NodeId, PackName};
-use crate::pack::{ENTRY_LENGTH, FRAME_HEADER_LENGTH, PackId, PackKind};
+use crate::pack::{PackId, PackKind};
 
-/// Bytes of a stored chunk or node in its pack, apart from its payload.
-const AROUND: u64 = FRAME_HEADER_LENGTH as u64 + ENTRY_LENGTH as u64;
 /// A session that is open or about to commit may still refer to what it was promised.
 const OPEN: &str = "state IN (0, 4)";
 /// Packs that such a session wrote.
-const HELD: &str =
+pub(super) const HELD: &str =
     "SELECT w.pack FROM writers w JOIN sessions s ON s.session = w.session WHERE s.state IN (0, 4)";
 
 /// Something that must not be collected.
@@ -29,59 +27,6 @@ pub enum Held {
     Tree(NodeId),
     /// A chunk.
     Chunk(ChunkId),
-}
-
-/// Says what was found alive.
-pub trait Marked {
-    /// Whether the node is alive.
-    fn has_node(&self, id: &NodeId) -> bool;
-    /// Whether the chunk is alive.
-    fn has_chunk(&self, id: &ChunkId) -> bool;
-}
-
-/// How much of a pack is in use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackUse {
-    /// SHA-256 of the object.
-    pub name: PackName,
-    /// What it holds.
-    pub kind: PackKind,
-    /// Bytes of the object.
-    pub size: u64,
-    /// Chunks or nodes in it.
-    pub entries: u64,
-    /// Of those, the ones that are alive and have their first place here.
-    pub live_entries: u64,
-    /// Bytes those take.
-    pub live_bytes: u64,
-    /// Whether it may be used.
-    pub state: PackState,
-    /// An open session wrote it.
-    pub held: bool,
-}
-
-impl PackUse {
-    /// Bytes that nothing alive takes.
-    pub fn unused(&self) -> u64 {
-        self.size.saturating_sub(self.live_bytes)
-    }
-}
-
-/// The whole catalog, seen at one moment with the eyes of a collection.
-#[derive(Debug, Default)]
-pub struct Survey {
-    /// Every pack that is not on its way out.
-    pub packs: Vec<PackUse>,
-    /// Nodes that are dead and still offered, with the rows of their packs.
-    pub dead_nodes: Vec<(NodeId, i64)>,
-    /// Nodes that are alive and not offered.
-    pub revived_nodes: Vec<NodeId>,
-    /// Chunks and nodes that are alive and have a place.
-    pub live_entries: u64,
-    /// Node packs all of whose nodes are alive, not known as such.
-    pub provable: Vec<PackName>,
-    /// Packs added later have higher rows.
-    last_row: i64,
 }
 
 /// What became of condemned packs.
@@ -166,27 +111,6 @@ impl Catalog {
         self.read("count the open sessions", |transaction| {
             let count = format!("SELECT count(*) FROM sessions WHERE {OPEN}");
             Ok(from_sql(transaction.query_row(&count, (), |row| row.get(0))?))
-        })
-    }
-
-    /// Compares all that is stored with what was found alive. Of several places of one id the first that is offered counts.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn survey(&self, marks: &dyn Marked) -> Result<Survey> {
-        self.read("survey the packs", |transaction| {
-            let mut survey = Survey::default();
-            let mut packs = packs(transaction, &mut survey.last_row)?;
-            survey_chunks(transaction, marks, &mut packs, &mut survey)?;
-            survey_nodes(transaction, marks, &mut packs, &mut survey)?;
-            for (pack, proven) in packs.into_iter().filter_map(|pack| pack.known) {
-                let whole = pack.kind == PackKind::Nodes && pack.live_entries == pack.entries;
-                if whole && !proven && !pack.held && pack.state == PackState::Live {
-                    survey.provable.push(pack.name);
-                }
-                survey.packs.push(pack);
-            }
-            Ok(survey)
         })
     }
 
@@ -371,135 +295,6 @@ fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()
         let chunk = row.get_ref(0)?.as_blob().unwrap_or_default();
         each(Held::Chunk(expect(ChunkId::from_slice(chunk), "chunk id")?));
     }
-    Ok(())
-}
-
-/// A pack by its row; `known` is `None` for rows that mean nothing, or that are on their way out.
-#[derive(Default, Clone)]
-struct Row {
-    known: Option<(PackUse, bool)>,
-}
-
-fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
-    let mut find = transaction.prepare_cached(&format!(
-        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({HELD}) FROM packs ORDER BY pack"
-    ))?;
-    let mut rows = find.query(())?;
-    let mut packs: Vec<Row> = Vec::new();
-    while let Some(row) = rows.next()? {
-        let at: i64 = row.get(0)?;
-        *last_row = at;
-        let state = expect(PackState::from_code(row.get(5)?), "pack state")?;
-        if state == PackState::Deleting {
-            continue;
-        }
-        let name = row.get_ref(1)?.as_blob().unwrap_or_default();
-        let pack = PackUse {
-            name: expect(PackName::from_slice(name), "pack name")?,
-            kind: kind_of(row.get(2)?),
-            size: from_sql(row.get(3)?),
-            entries: from_sql(row.get(4)?),
-            live_entries: 0,
-            live_bytes: 0,
-            state,
-            held: row.get(7)?,
-        };
-        let at = expect(usize::try_from(at).ok(), "pack row")?;
-        packs.resize(packs.len().max(at + 1), Row::default());
-        packs[at].known = Some((pack, row.get(6)?));
-    }
-    Ok(packs)
-}
-
-/// The place of a living id that counts: of those in packs that are in use, the oldest.
-#[derive(Default)]
-struct Keeper {
-    best: Option<(bool, i64, u64)>,
-}
-
-impl Keeper {
-    fn offer(&mut self, packs: &[Row], row: i64, condemned: bool, bytes: u64) {
-        let Some((pack, _)) = known(packs, row) else { return };
-        let worse = condemned || pack.state != PackState::Live;
-        if self.best.is_none_or(|(best, at, _)| (worse, row) < (best, at)) {
-            self.best = Some((worse, row, bytes));
-        }
-    }
-
-    fn settle(&mut self, packs: &mut [Row], live_entries: &mut u64) {
-        let Some((_, row, bytes)) = self.best.take() else { return };
-        let pack =
-            usize::try_from(row).ok().and_then(|row| packs.get_mut(row)).and_then(|row| row.known.as_mut());
-        if let Some((pack, _)) = pack {
-            pack.live_entries += 1;
-            pack.live_bytes += bytes;
-            *live_entries += 1;
-        }
-    }
-}
-
-fn known(packs: &[Row], row: i64) -> Option<&(PackUse, bool)> {
-    usize::try_from(row).ok().and_then(|row| packs.get(row))?.known.as_ref()
-}
-
-fn survey_chunks(
-    transaction: &Transaction<'_>,
-    marks: &dyn Marked,
-    packs: &mut [Row],
-    survey: &mut Survey,
-) -> Outcome<()> {
-    let mut all = transaction.prepare_cached(
-        "SELECT id, pack, payload_length, condemned IS NOT NULL FROM chunks ORDER BY id, pack",
-    )?;
-    let mut rows = all.query(())?;
-    let (mut current, mut live, mut keeper) = ([0; 32], false, Keeper::default());
-    while let Some(row) = rows.next()? {
-        let id = row.get_ref(0)?.as_blob().unwrap_or_default();
-        if id != current {
-            keeper.settle(packs, &mut survey.live_entries);
-            let chunk = expect(ChunkId::from_slice(id), "chunk id")?;
-            (current, live) = (*chunk.as_bytes(), marks.has_chunk(&chunk));
-        }
-        if live {
-            keeper.offer(packs, row.get(1)?, row.get(3)?, from_sql(row.get(2)?) + AROUND);
-        }
-    }
-    keeper.settle(packs, &mut survey.live_entries);
-    Ok(())
-}
-
-fn survey_nodes(
-    transaction: &Transaction<'_>,
-    marks: &dyn Marked,
-    packs: &mut [Row],
-    survey: &mut Survey,
-) -> Outcome<()> {
-    let mut all = transaction.prepare_cached(
-        "SELECT id, pack, payload_length, condemned IS NOT NULL FROM nodes ORDER BY id, pack",
-    )?;
-    let mut rows = all.query(())?;
-    let (mut current, mut live, mut keeper) = (NodeId::new([0; 32]), false, Keeper::default());
-    while let Some(row) = rows.next()? {
-        let id = expect(NodeId::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default()), "node id")?;
-        if id != current {
-            keeper.settle(packs, &mut survey.live_entries);
-            (current, live) = (id, marks.has_node(&id));
-        }
-        let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
-        match live {
-            true if condemned && survey.revived_nodes.last() != Some(&id) => survey.revived_nodes.push(id),
-            true => {}
-            false => {
-                if !condemned && known(packs, pack).is_some_and(|(pack, _)| !pack.held) {
-                    survey.dead_nodes.push((id, pack));
-                }
-            }
-        }
-        if live {
-            keeper.offer(packs, pack, condemned, from_sql(row.get(2)?) + AROUND);
-        }
-    }
-    keeper.settle(packs, &mut survey.live_entries);
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod record;
 mod schema;
 mod sessions;
 mod snapshots;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -24,8 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use self::collection::{Exclusive, Held, Marked, PackUse, Settled, Survey};
+pub use self::collection::{Exclusive, Held, Settled};
 pub use self::record::{Location, PackRecord, PackState, PackSummary, SessionState, SnapshotRecord, Totals};
+pub use self::survey::{Marked, PackUse, Survey};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 

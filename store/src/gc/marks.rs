@@ -20,7 +20,7 @@ const BATCH: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     nodes: HashSet<NodeId>,
-    chunks: Fingerprints,
+    chunks: Prefixes,
     /// Chunks marked since [`Marks::start_recording`]; `None` before.
     late: Option<Vec<ChunkId>>,
     late_nodes: Vec<NodeId>,
@@ -116,12 +116,12 @@ impl Marked for Marks {
 
 /// A set of 64-bit prefixes in sorted runs: eight bytes a member, where a hash set takes twice as much.
 #[derive(Debug, Default)]
-struct Fingerprints {
+struct Prefixes {
     sorted: Vec<u64>,
     fresh: HashSet<u64>,
 }
 
-impl Fingerprints {
+impl Prefixes {
     /// Fresh ones are merged when there are so many, or a quarter of the sorted ones.
     const FRESH: usize = 1 << 16;
 
@@ -138,8 +138,8 @@ impl Fingerprints {
     }
 
     fn contains(&self, id: &ChunkId) -> bool {
-        let print = Self::of(id);
-        self.fresh.contains(&print) || self.sorted.binary_search(&print).is_ok()
+        let prefix = Self::of(id);
+        self.fresh.contains(&prefix) || self.sorted.binary_search(&prefix).is_ok()
     }
 
     fn settle(&mut self) {
@@ -156,28 +156,28 @@ mod tests {
 
     use super::*;
 
-    fn id(print: u64) -> ChunkId {
+    fn id(prefix: u64) -> ChunkId {
         let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&print.to_be_bytes());
+        bytes[..8].copy_from_slice(&prefix.to_be_bytes());
         ChunkId::new(bytes)
     }
 
     proptest! {
         #[test]
-        fn fingerprints_are_a_set(members in prop::collection::vec(0..500_u64, 0..400), settle_at in 0..400_usize) {
-            let mut prints = Fingerprints::default();
+        fn prefixes_are_a_set(members in prop::collection::vec(0..500_u64, 0..400), settle_at in 0..400_usize) {
+            let mut prefixes = Prefixes::default();
             for (at, member) in members.iter().enumerate() {
-                prints.insert(&id(*member));
+                prefixes.insert(&id(*member));
                 if at % (settle_at + 1) == settle_at {
-                    prints.settle();
+                    prefixes.settle();
                 }
             }
             for candidate in 0..500 {
-                prop_assert_eq!(prints.contains(&id(candidate)), members.contains(&candidate));
+                prop_assert_eq!(prefixes.contains(&id(candidate)), members.contains(&candidate));
             }
-            prints.settle();
+            prefixes.settle();
             let expected: std::collections::BTreeSet<u64> = members.into_iter().collect();
-            prop_assert!(prints.sorted.iter().copied().eq(expected));
+            prop_assert!(prefixes.sorted.iter().copied().eq(expected));
         }
     }
 }

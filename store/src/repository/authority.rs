@@ -155,12 +155,18 @@ impl Authority for Repository {
         self.with_catalog(move |catalog| catalog.begin_commit(session)).await?;
         self.backend.put(&names::snapshot(&id), document.clone()).await?;
         self.ownership.still_ours(&self.backend).await?;
-        self.with_catalog(move |catalog| {
+        let committed = self.with_catalog(move |catalog| {
             let (time_ms, vm) = (snapshot.time.as_milliseconds(), snapshot.vm.as_str());
             let record = SnapshotRecord { snapshot: id, vm, time_ms, document: &document, roots: &roots };
             catalog.commit_session(session, &record, &proven)
-        })
-        .await
+        });
+        let committed = committed.await;
+        if matches!(committed, Err(Error::Session { .. })) {
+            // Shut out meanwhile: what it needs may be gone, and nobody was told of it. A catalog built anew would take it for a
+            // snapshot that was lost.
+            self.backend.delete(&names::snapshot(&id)).await?;
+        }
+        committed
     }
 
     async fn abandon(&self, session: SessionId) -> Result<()> {
