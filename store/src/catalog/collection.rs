@@ -13,12 +13,18 @@ use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, NodeId, PackName};
 use crate::pack::{PackId, PackKind};
+use crate::sabotage::{Rule, broken};
 
 /// A session that is open or about to commit may still refer to what it was promised.
 const OPEN: &str = "state IN (0, 4)";
 /// Packs that such a session wrote.
-pub(super) const HELD: &str =
+const HELD: &str =
     "SELECT w.pack FROM writers w JOIN sessions s ON s.session = w.session WHERE s.state IN (0, 4)";
+
+/// Those packs must not be collected.
+pub(super) fn packs_of_open_sessions() -> &'static str {
+    if broken(Rule::KeepSessionPacks) { "SELECT 0 WHERE 0" } else { HELD }
+}
 
 /// Something that must not be collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,14 +148,15 @@ impl Catalog {
                 transaction.query_row("UPDATE meta SET epoch = epoch + 1 RETURNING epoch", (), |row| row.get(0))?;
             transaction.execute("UPDATE packs SET state = 0, condemned = NULL WHERE state = 1", ())?;
             let mut condemn = transaction.prepare_cached(&format!(
-                "UPDATE packs SET state = 1, condemned = ?2 WHERE name = ?1 AND state = 0 AND pack NOT IN ({HELD})"
+                "UPDATE packs SET state = 1, condemned = ?2 WHERE name = ?1 AND state = 0 AND pack NOT IN ({})",
+                packs_of_open_sessions()
             ))?;
             for name in leaving {
                 condemn.execute(params![name.as_bytes(), epoch])?;
             }
             let mut hide =
                 transaction.prepare_cached("UPDATE nodes SET condemned = ?3 WHERE id = ?1 AND pack = ?2")?;
-            for (id, pack) in &survey.dead_nodes {
+            for (id, pack) in survey.dead_nodes.iter().filter(|_| !broken(Rule::HideDeadNodes)) {
                 hide.execute(params![id.as_bytes(), pack, epoch])?;
             }
             show_nodes(transaction, &survey.revived_nodes)
@@ -177,7 +184,7 @@ impl Catalog {
                 };
                 changed |= !known;
             })?;
-            if changed {
+            if changed && !broken(Rule::MarkAgain) {
                 return Ok(Settled::Changed);
             }
             let mut resurrected = 0;
@@ -273,9 +280,10 @@ impl Catalog {
 }
 
 fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()> {
+    let open = if broken(Rule::MarkPins) { "0" } else { OPEN };
     let trees = format!(
-        "SELECT node FROM roots UNION SELECT node FROM session_roots r JOIN sessions s ON s.session = r.session WHERE {OPEN}
-         UNION SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 2 AND {OPEN}"
+        "SELECT node FROM roots UNION SELECT node FROM session_roots r JOIN sessions s ON s.session = r.session WHERE {open}
+         UNION SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 2 AND {open}"
     );
     let mut find = transaction.prepare_cached(&trees)?;
     let mut rows = find.query(())?;
@@ -287,7 +295,7 @@ fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()
         }
     }
     let chunks = format!(
-        "SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 1 AND {OPEN}"
+        "SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 1 AND {open}"
     );
     let mut find = transaction.prepare_cached(&chunks)?;
     let mut rows = find.query(())?;

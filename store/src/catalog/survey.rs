@@ -2,7 +2,7 @@
 
 use rusqlite::Transaction;
 
-use super::collection::HELD;
+use super::collection::packs_of_open_sessions;
 use super::lookup::kind_of;
 use super::record::PackState;
 use super::{Catalog, Outcome, expect, from_sql};
@@ -97,7 +97,8 @@ struct Row {
 
 fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
     let mut find = transaction.prepare_cached(&format!(
-        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({HELD}) FROM packs ORDER BY pack"
+        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({}) FROM packs ORDER BY pack",
+        packs_of_open_sessions()
     ))?;
     let mut rows = find.query(())?;
     let mut packs: Vec<Row> = Vec::new();

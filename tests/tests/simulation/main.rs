@@ -42,7 +42,7 @@ struct Outcome {
 
 /// A repository in an empty store, and two hosts.
 fn new_world(seed: u64, weather: Weather, threads: &Threads) -> Arc<World> {
-    threads.reseed(seed);
+    threads.reseed(seed, weather.sabotage.and_then(Sabotage::rule));
     let world = World::new(seed, Weather::calm(), REPOSITORY);
     world.add_host();
     world.add_host();

@@ -1,12 +1,14 @@
 //! Who is next: one actor runs at a time, until it waits for the store or a transaction of the catalog has ended.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use underlay_store::key::{Randomness, repeatable_randomness};
+use underlay_store::sabotage::{Rule, break_on_this_thread};
 
 use crate::bucket::Op;
 use crate::client::Process;
@@ -74,6 +76,7 @@ pub struct Threads {
     runtime: Runtime,
     random: Arc<Mutex<Random>>,
     source: Randomness,
+    broken: Arc<AtomicU8>,
     gate: Arc<Mutex<()>>,
 }
 
@@ -83,18 +86,24 @@ impl Threads {
         let source = Arc::clone(&random);
         let source: Randomness =
             Arc::new(Mutex::new(move |bytes: &mut [u8]| source.lock().unwrap().fill(bytes)));
-        let elsewhere = Arc::clone(&source);
+        let broken = Arc::new(AtomicU8::new(0));
+        let (elsewhere, elsewhere_broken) = (Arc::clone(&source), Arc::clone(&broken));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(1)
             .thread_keep_alive(Duration::from_secs(3600))
-            .on_thread_start(move || repeatable_randomness(Some(Arc::clone(&elsewhere))))
+            .on_thread_start(move || {
+                repeatable_randomness(Some(Arc::clone(&elsewhere)));
+                break_on_this_thread(Arc::clone(&elsewhere_broken));
+            })
             .build()
             .unwrap();
-        Self { runtime, random, source, gate: Arc::default() }
+        Self { runtime, random, source, broken, gate: Arc::default() }
     }
 
-    /// From here on everything random follows from `seed`.
-    pub fn reseed(&self, seed: u64) {
+    /// From here on everything random follows from `seed`, and a rule of the store is broken or none.
+    pub fn reseed(&self, seed: u64, rule: Option<Rule>) {
+        break_on_this_thread(Arc::clone(&self.broken));
+        self.broken.store(rule.map_or(0, |rule| rule as u8), Ordering::Relaxed);
         repeatable_randomness(Some(Arc::clone(&self.source)));
         *self.random.lock().unwrap() = Random::new(seed ^ 0x0073_616c_7400);
     }

@@ -10,6 +10,7 @@ use underlay_store::Error;
 use underlay_store::catalog::{Catalog, Moment};
 use underlay_store::id::{OwnerId, RepositoryId, Root};
 use underlay_store::names;
+use underlay_store::sabotage::Rule;
 
 use crate::bucket::{Answer, Bucket, Conditional, Op, Refusal};
 use crate::disk::Disk;
@@ -37,6 +38,18 @@ pub enum Sabotage {
     HopefulCommit,
     /// Deletes do not delete, but say so.
     LazyDelete,
+    /// A rule within the store, and clients that rely on it.
+    Rule(Rule),
+}
+
+impl Sabotage {
+    /// The rule within the store, if it is one.
+    pub fn rule(self) -> Option<Rule> {
+        match self {
+            Self::Rule(rule) => Some(rule),
+            _ => None,
+        }
+    }
 }
 
 /// How bad it gets. Chances are in thousandths.
