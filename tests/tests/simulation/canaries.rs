@@ -1,11 +1,13 @@
 //! The harness notices rules that are broken on purpose.
 
+use underlay_store::sabotage::Rule;
+
 use crate::schedule::Threads;
 use crate::storm;
 use crate::world::Sabotage;
 
 /// Seeds tried for each.
-const PATIENCE: u64 = 400;
+const PATIENCE: u64 = 2000;
 
 /// The oracle complains about this within some seeds.
 fn caught(sabotage: Sabotage) {
@@ -60,4 +62,34 @@ fn a_lost_answer_taken_for_an_acknowledgement() {
 #[test]
 fn a_delete_that_is_only_pretended() {
     caught(Sabotage::LazyDelete);
+}
+
+#[test]
+fn pins_not_marked() {
+    caught(Sabotage::Rule(Rule::MarkPins));
+}
+
+#[test]
+fn packs_of_open_sessions_collected() {
+    caught(Sabotage::Rule(Rule::KeepSessionPacks));
+}
+
+#[test]
+fn no_second_mark() {
+    caught(Sabotage::Rule(Rule::MarkAgain));
+}
+
+#[test]
+fn dead_nodes_still_offered() {
+    caught(Sabotage::Rule(Rule::HideDeadNodes));
+}
+
+#[test]
+fn what_is_on_its_way_out_still_offered() {
+    caught(Sabotage::Rule(Rule::OfferOnlyLive));
+}
+
+#[test]
+fn commits_not_proven() {
+    caught(Sabotage::Rule(Rule::Prove));
 }

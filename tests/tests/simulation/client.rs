@@ -12,6 +12,7 @@ use underlay_store::error::{Error, Result};
 use underlay_store::id::{ChunkId, NodeId, Root, SessionId, SnapshotId};
 use underlay_store::pack::{self, PackId, PackKind, PackWriter, Parsed};
 use underlay_store::repository::{Access, Repository};
+use underlay_store::sabotage::Rule;
 use underlay_store::snapshot::{Consistency, Disk as SnapshotDisk, Snapshot, Statistics};
 use underlay_store::tree::{Editor, Node, NodeSource, Run, root_level, span};
 
@@ -252,9 +253,6 @@ impl Backup<'_> {
             let new = runs_of(disk, *region).filter(|run| !before.contains(run) || !old.contains(run));
             wanted.extend(new.map(|(blocks, word)| (disk::chunk_id(blocks, word), (blocks, word))));
         }
-        self.store_chunks(wanted).await?;
-        self.wait().await;
-
         let backup = keys().restore.backup();
         let mut new: BTreeMap<NodeId, Node> = BTreeMap::new();
         let mut sink = |node: &Node| {
@@ -269,6 +267,15 @@ impl Backup<'_> {
             editor.set(region, leaf, &mut nodes, &mut sink, unexpected).unwrap();
         }
         let root = editor.finish(&mut sink);
+        // A tree that is there, with all below it, needs nothing else.
+        if let Some(top) = root.node.filter(|top| new.contains_key(top))
+            && self.random.chance(400)
+            && self.process.heed(self.repository.have_nodes(self.session(), &[top]).await)?[0]
+        {
+            return Ok(root);
+        }
+        self.store_chunks(wanted).await?;
+        self.wait().await;
         self.store_nodes(new).await?;
         Ok(root)
     }
@@ -277,8 +284,13 @@ impl Backup<'_> {
         let ids: Vec<ChunkId> = wanted.keys().copied().collect();
         let have = self.process.heed(self.repository.have_chunks(self.session(), &ids).await)?;
         self.expect_live(&ids, &have).await?;
-        let missing: Vec<_> =
+        let mut missing: Vec<_> =
             wanted.values().zip(have).filter(|(_, have)| !have).map(|(run, _)| *run).collect();
+        // Believes an answer that it was not given.
+        let believes = self.process.world.core().weather.sabotage == Some(Sabotage::Rule(Rule::Prove));
+        if believes && self.random.chance(300) {
+            missing.pop();
+        }
         if missing.is_empty() {
             return Ok(());
         }
