@@ -208,6 +208,9 @@ impl Error {
             Self::NoSnapshot { .. } => "`underlay list` shows them all",
             Self::Protected { .. } => "`underlay protect --off SNAPSHOT` lifts it",
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
+            Self::Session { state: "fenced", .. } => {
+                "a collection shut this backup out because nothing was heard of it for longer than its --fence-after: back up again"
+            }
             Self::Busy { .. } => "wait until it has ended",
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",
             _ => return None,

@@ -16,6 +16,8 @@ pub mod crates;
 pub mod debian;
 /// The one error type of the kit.
 pub mod error;
+/// Golden repositories: written once, read for ever.
+pub mod golden;
 /// A bootable Debian guest, its overlays, and changes to its file system without booting it.
 pub mod guest;
 /// A host with a guest of two disks that is backed up.

@@ -39,6 +39,11 @@ impl Underlay {
         underlay.initialised()
     }
 
+    /// A repository that is there already; its restore key lies in `folder`, and state goes below it.
+    pub fn existing(location: &str, folder: &Path) -> Result<Self> {
+        Self::at(location, folder)
+    }
+
     fn at(location: &str, folder: &Path) -> Result<Self> {
         Ok(Self {
             program: program("underlay")?,

@@ -1,7 +1,7 @@
 //! Backups, restores, forgets and collections at once, in processes of their own, killed at random: whatever was acknowledged and
 //! not dropped is exact at the end, and nothing is damaged.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -112,8 +112,8 @@ impl Storm<'_> {
     fn forget(&self) {
         let mut dice = Dice::new("forget");
         while !self.is_over() {
-            thread::sleep(Duration::from_millis(300));
-            if self.acknowledged().len() < 12 {
+            if self.acknowledged().len() < 20 {
+                thread::sleep(Duration::from_millis(100));
                 continue;
             }
             let Some((snapshot, _)) = self.some_snapshot(&mut dice) else { continue };

@@ -1,7 +1,8 @@
-//! `cargo xtask test` and `cargo xtask demo`: the two commands a newcomer needs.
+//! `cargo xtask test` and `cargo xtask demo`: the two commands a newcomer needs; and `cargo xtask fuzz`, which takes its time.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a terminal")]
 
 mod demo;
+mod fuzz;
 mod run;
 mod test;
 
@@ -9,13 +10,15 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 cargo xtask test [FILTER...]   check and test everything; with filters, run only those tests (arguments of nextest)
-cargo xtask demo               back up four VM disks twice, restore two points in time, show what it cost";
+cargo xtask demo               back up four VM disks twice, restore two points in time, show what it cost
+cargo xtask fuzz [TARGET...]   fuzz parsers for 5 minutes each (--seconds=N), guided by coverage, and keep what is new";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let done = match arguments.next().as_deref() {
         Some("test") => test::test(&arguments.collect::<Vec<_>>()),
         Some("demo") => demo::demo(),
+        Some("fuzz") => fuzz::fuzz(&arguments.collect::<Vec<_>>()),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -208,6 +208,11 @@ pub fn backup(
     };
     let result = run(&context, environment.memos, job, started);
     if result.is_err() {
+        // Whoever was shut out finds things gone that it was promised: that is no damage.
+        let still_open = context.wait(context.authority.have_chunks(grant.session, &[]));
+        if let Err(error @ underlay_store::Error::Session { state: "fenced", .. }) = still_open {
+            return Err(error.into());
+        }
         // The first error is what matters; a session that cannot be given up now is given up by the authority later.
         let _ = context.wait(context.authority.abandon(grant.session));
     }

@@ -87,7 +87,7 @@ fn disk(node: Node) -> Result<DomainDisk, String> {
 }
 
 /// What a disk, a backing store or a mirror says about where its content is.
-fn source(node: Node) -> Source {
+pub(super) fn source(node: Node) -> Source {
     let kind = node.attribute("type").unwrap_or("file");
     let Some(source) = child(node, "source") else {
         return if ["file", "block"].contains(&kind) {

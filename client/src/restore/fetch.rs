@@ -211,7 +211,7 @@ impl<'a> Engine<'a> {
             chunk.locations.first().map(|location| Wanted { id: chunk.id, location: *location })
         });
         let mut waiting = VecDeque::from(plan_reads(first, GAP, LONGEST_READ));
-        let (mut running, mut exhausted, mut located_again) = (FuturesUnordered::new(), Vec::new(), false);
+        let (mut running, mut exhausted) = (FuturesUnordered::new(), Vec::new());
         loop {
             while running.len() < self.options.reads.max(1)
                 && let Some(read) = waiting.pop_front()
@@ -229,7 +229,7 @@ impl<'a> Engine<'a> {
             }
             for failure in std::mem::take(&mut exhausted) {
                 // A collection may have moved it since it was looked up.
-                let moved = !located_again && matches!(*failure.error, Error::Missing { .. });
+                let moved = matches!(*failure.error, Error::Missing { .. });
                 let read = if moved { self.locate_again(&mut candidates, &failure).await? } else { None };
                 match read {
                     Some(read) => waiting.push_back(read),
@@ -241,7 +241,6 @@ impl<'a> Engine<'a> {
             if waiting.is_empty() {
                 return Ok(());
             }
-            located_again = true;
         }
     }
 

@@ -31,12 +31,6 @@ impl Catalog {
                     added
                 }
                 Some((row, kind, 0)) if kind == code(pack.kind) => row,
-                // Found in the bucket by another process, and condemned, before its writer could add it.
-                Some((row, kind, 1)) if kind == code(pack.kind) => {
-                    transaction
-                        .execute("UPDATE packs SET state = 0, condemned = NULL WHERE pack = ?1", [row])?;
-                    row
-                }
                 Some(_) => {
                     let rule = "a pack of this name is of another kind, or is being removed".to_owned();
                     return Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into());
@@ -110,7 +104,9 @@ impl Catalog {
                     let row = insert_pack(transaction, &remains, None)?;
                     transaction.execute("UPDATE packs SET state = 2 WHERE pack = ?1", [row])?;
                 } else {
-                    rows.push((insert_pack(transaction, pack, None)?, pack));
+                    let row = insert_pack(transaction, pack, None)?;
+                    hold_for_writer(transaction, row, &pack.name)?;
+                    rows.push((row, pack));
                 }
                 forget_expected(transaction, &pack.name)?;
             }
@@ -195,6 +191,17 @@ impl Catalog {
             Ok(totals)
         })
     }
+}
+
+/// The session that announced a pack and is still open is about to add it.
+fn hold_for_writer(transaction: &Transaction<'_>, row: i64, name: &PackName) -> Outcome<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO writers (session, pack) SELECT e.session, ?1 FROM expected_packs e
+             JOIN sessions s ON s.session = e.session WHERE e.name = ?2 AND s.state IN (0, 4)",
+        )?
+        .execute(params![row, name.as_bytes()])?;
+    Ok(())
 }
 
 fn forget_expected(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()> {

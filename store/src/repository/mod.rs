@@ -108,7 +108,7 @@ impl Repository {
         let ours = ownership.generation() > 0 && catalog.caught_up()? == ownership.generation();
         let unreadable = match ours {
             true => sync::adopt(&backend, &catalog, &nodes, id).await?,
-            false => sync::import(&backend, &catalog, &nodes, id).await?,
+            false => sync::import(&backend, &catalog, &nodes, id, ownership.generation()).await?,
         };
         let repository = Self { id, backend, catalog, nodes, access, ownership, clock, unreadable };
         if access != Access::Read {

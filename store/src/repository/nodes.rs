@@ -76,15 +76,14 @@ impl NodeReader {
         }
         missing.sort_unstable();
         missing.dedup();
-        if !missing.is_empty() {
+        let mut gone = None;
+        while !missing.is_empty() {
             match self.fetch(missing.clone(), &mut found).await {
-                // A collection may have moved some since they were looked up.
-                Err(Error::Missing { .. }) => {
-                    missing.retain(|id| !found.contains_key(id));
-                    self.fetch(missing, &mut found).await?;
-                }
+                // A collection may have moved some since they were looked up, and moves them to another pack each time.
+                Err(Error::Missing { object }) if gone.as_ref() != Some(&object) => gone = Some(object),
                 fetched => fetched?,
             }
+            missing.retain(|id| !found.contains_key(id));
         }
         ids.iter()
             .map(|id| found.get(id).cloned().ok_or_else(|| Error::Missing { object: format!("node {id}") }))

@@ -35,27 +35,46 @@ pub(super) struct Ownership {
     lost: OnceLock<(String, u64)>,
 }
 
-/// The claim of the highest generation; `None` before the first.
-pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Result<Option<Claim>> {
+/// No repository changes hands that often. Whatever has a higher number was put there to be counted up to.
+const MOST_GENERATIONS: u64 = 1 << 20;
+
+/// The highest generation that anybody claimed; 0 before the first claim.
+pub(super) async fn highest(backend: &Backend) -> Result<u64> {
     let claims = backend.list(names::CLAIMS).await?;
     let generations = claims.iter().filter_map(|(name, _)| match ObjectName::parse(name) {
         Some(ObjectName::Claim(generation)) => Some(generation),
         _ => None,
     });
-    newest(backend, repository, generations.max().unwrap_or(0)).await
+    match highest_from(backend, generations.max().unwrap_or(0)).await? {
+        generation if generation < MOST_GENERATIONS => Ok(generation),
+        absurd => Err(Error::damaged(names::claim(absurd), "no repository changes hands that often")),
+    }
 }
 
-/// The claim of the highest generation, from `known` on.
-async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Result<Option<Claim>> {
+/// The highest generation, from `known` on.
+async fn highest_from(backend: &Backend, known: u64) -> Result<u64> {
     let mut generation = known;
-    while backend.exists(&names::claim(generation + 1)).await? {
-        generation += 1;
+    while let Some(next) = generation.checked_add(1)
+        && backend.exists(&names::claim(next)).await?
+    {
+        generation = next;
     }
+    Ok(generation)
+}
+
+/// The claim of that generation; `None` before the first.
+async fn read(backend: &Backend, repository: &RepositoryId, generation: u64) -> Result<Option<Claim>> {
     if generation == 0 {
         return Ok(None);
     }
     let bytes = backend.get(&names::claim(generation)).await?;
     Claim::open(generation, repository, &bytes).map(Some)
+}
+
+/// The claim of the highest generation, from `known` on.
+async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Result<Option<Claim>> {
+    let generation = highest_from(backend, known).await?;
+    read(backend, repository, generation).await
 }
 
 impl Ownership {
@@ -66,7 +85,15 @@ impl Ownership {
         owner: OwnerId,
         access: Access,
     ) -> Result<Self> {
-        let claim = current(backend, &repository).await?;
+        let highest = highest(backend).await?;
+        let claim = match read(backend, &repository, highest).await {
+            // Whoever reads works beside any owner, and whoever takes over asks none.
+            Err(error) if error.is_damage() && access != Access::Write => {
+                tracing::warn!("{error}");
+                None
+            }
+            found => found?,
+        };
         let of = |generation| Self { repository, owner, generation, lost: OnceLock::new() };
         match (&claim, access) {
             (Some(claim), _) if claim.owner == owner => return Ok(of(claim.generation)),
@@ -74,7 +101,7 @@ impl Ownership {
             (_, Access::Read) => return Ok(of(0)),
             (None, Access::Write) | (_, Access::TakeOver) => {}
         }
-        let generation = claim.as_ref().map_or(1, |claim| claim.generation + 1);
+        let generation = highest + 1;
         let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
         let put = backend.put(&names::claim(generation), Bytes::from(next.seal())).await;
         let lost = Error::Missing { object: names::claim(generation) };
@@ -125,4 +152,38 @@ fn elsewhere(claim: &Claim) -> Error {
 pub(super) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_claim_that_cannot_be_read_keeps_out_only_those_who_write() {
+        let backend = Backend::memory();
+        let (repository, owner) = (RepositoryId::random(), OwnerId::random());
+        let settle = |owner, access| Ownership::settle(&backend, repository, owner, access);
+        settle(owner, Access::Write).await.unwrap();
+        backend.put(&names::claim(2), Bytes::from_static(b"{}")).await.unwrap();
+        let refused = settle(owner, Access::Write).await.unwrap_err();
+        assert!(refused.to_string().contains("claims/0000000000000002.json"), "{refused}");
+        assert_eq!(settle(owner, Access::Read).await.unwrap().generation(), 0);
+        let taken = settle(OwnerId::random(), Access::TakeOver).await.unwrap();
+        assert_eq!(taken.generation(), 3);
+        assert!(matches!(
+            settle(owner, Access::Write).await,
+            Err(Error::OwnedElsewhere { generation: 3, .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn an_absurd_generation_is_an_error() {
+        let backend = Backend::memory();
+        backend.put(&names::claim(u64::MAX), Bytes::from_static(b"{}")).await.unwrap();
+        for access in [Access::Read, Access::Write, Access::TakeOver] {
+            let settled =
+                Ownership::settle(&backend, RepositoryId::new([1; 16]), OwnerId::random(), access).await;
+            assert!(settled.unwrap_err().to_string().contains("claims/ffffffffffffffff.json"));
+        }
+    }
 }

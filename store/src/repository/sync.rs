@@ -62,7 +62,7 @@ pub(super) async fn open_catalog(
     let mut catalog = Catalog::open(&building, id)?;
     remember_owner(&mut catalog, &state.join("owners").join(id.to_string()))?;
     let catalog = Arc::new(catalog);
-    import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id).await?;
+    import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id, 0).await?;
     drop(catalog);
     fs::rename(&building, path).map_err(file("put in place"))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("put in place"))?;
@@ -99,28 +99,29 @@ fn remember_owner(catalog: &mut Catalog, path: &Path) -> Result<()> {
 /// A catalog in memory, built from the bucket: for reading where the real one cannot be opened.
 pub(super) async fn temporary_catalog(id: RepositoryId, backend: &Backend) -> Result<Arc<Catalog>> {
     let catalog = Arc::new(Catalog::in_memory(id)?);
-    import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id).await?;
+    import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id, 0).await?;
     Ok(catalog)
 }
 
-/// Imports every pack and snapshot that the bucket holds and the catalog does not. Returns snapshots that cannot be read.
+/// Imports every pack and snapshot that the bucket holds and the catalog does not. `owned`: generation of our claim, or 0. Returns
+/// snapshots that cannot be read.
 pub(super) async fn import(
     backend: &Backend,
     catalog: &Catalog,
     nodes: &NodeReader,
     id: RepositoryId,
+    owned: u64,
 ) -> Result<Vec<StoredDocument>> {
     // After the claim was written, if one is: whatever is recorded later is not deleted any more.
-    let claim = owner::current(backend, &id).await?;
-    let generation = claim.as_ref().map_or(0, |claim| claim.generation);
+    let generation = owner::highest(backend).await?;
     catalog.bury(&deletions::buried(backend, &id, generation).await?)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
     drop_vanished(backend, catalog, &snapshots).await?;
     import_packs(backend, catalog).await?;
     let unreadable = adopt_snapshots(backend, catalog, nodes, Sight::First, id, snapshots).await?;
-    if claim.is_some_and(|claim| claim.owner == catalog.owner()) {
-        catalog.catch_up(generation)?;
+    if owned > 0 {
+        catalog.catch_up(owned)?;
     }
     Ok(unreadable)
 }

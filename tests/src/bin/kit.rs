@@ -1,20 +1,24 @@
 //! Prepares a machine for the tests: `kit packages` installs what is missing, `kit parts` builds what is cached,
-//! `kit deny` checks the dependencies' licences and sources.
+//! `kit deny` checks the dependencies' licences and sources, `kit golden FOLDER` makes a golden repository.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to a terminal")]
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use underlay_tests::{Error, Result, crates, guest, packages, rivals, s3};
+use underlay_tests::{Error, Result, crates, golden, guest, packages, rivals, s3};
 
 fn main() -> ExitCode {
     let done = match std::env::args().nth(1).as_deref() {
         Some("packages") => install_packages(),
         Some("parts") => build_parts(),
         Some("deny") => check_dependencies(),
+        Some("golden") => match std::env::args_os().nth(2) {
+            Some(folder) => golden::write(folder.as_ref()),
+            None => Err(Error::new("which folder?")),
+        },
         _ => {
-            eprintln!("usage: kit packages | parts | deny");
+            eprintln!("usage: kit packages | parts | deny | golden FOLDER");
             return ExitCode::from(2);
         }
     };
