@@ -11,12 +11,10 @@ pub enum Rule {
     KeepSessionPacks = 2,
     /// A collection marks again before it decides.
     MarkAgain = 3,
-    /// Dead nodes are not offered any more.
-    HideDeadNodes = 4,
     /// What is on its way out is not offered.
-    OfferOnlyLive = 5,
+    OfferOnlyLive = 4,
     /// A commit proves every reference.
-    Prove = 6,
+    Prove = 5,
 }
 
 #[cfg(feature = "simulation")]

@@ -156,7 +156,7 @@ impl Catalog {
             }
             let mut hide =
                 transaction.prepare_cached("UPDATE nodes SET condemned = ?3 WHERE id = ?1 AND pack = ?2")?;
-            for (id, pack) in survey.dead_nodes.iter().filter(|_| !broken(Rule::HideDeadNodes)) {
+            for (id, pack) in &survey.dead_nodes {
                 hide.execute(params![id.as_bytes(), pack, epoch])?;
             }
             show_nodes(transaction, &survey.revived_nodes)

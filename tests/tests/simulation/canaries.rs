@@ -80,11 +80,6 @@ fn no_second_mark() {
 }
 
 #[test]
-fn dead_nodes_still_offered() {
-    caught(Sabotage::Rule(Rule::HideDeadNodes));
-}
-
-#[test]
 fn what_is_on_its_way_out_still_offered() {
     caught(Sabotage::Rule(Rule::OfferOnlyLive));
 }

@@ -112,7 +112,7 @@ fn play(seed: u64, at: u64, threads: &Threads) -> (bool, Outcome) {
 #[test]
 fn a_death_at_every_moment() {
     let threads = Threads::new();
-    for seed in 0..6 {
+    for seed in 0..2 {
         for at in 0.. {
             let (struck, outcome) = play(seed, at, &threads);
             assert!(

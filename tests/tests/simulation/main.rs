@@ -24,7 +24,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use underlay_store::cut::CutParameters;
 use underlay_store::repository::Repository;
-use underlay_store::sabotage::Rule;
 use underlay_store::snapshot::{Descriptor, Timestamp};
 
 use crate::disk::{REPOSITORY, keys};
@@ -91,11 +90,9 @@ fn storm(seed: u64, threads: &Threads, sabotage: Option<Sabotage>) -> Outcome {
         (weather.half_list, weather.catalog_loss) = (500, 4);
     }
     let world = new_world(seed, weather, threads);
-    // Content that comes back after it was collected takes time.
-    let length = if sabotage == Some(Sabotage::Rule(Rule::HideDeadNodes)) { 12 } else { 3 };
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let mut schedule = Schedule::new(&world, threads);
-        storm::lanes(&mut random, length).into_iter().for_each(|lane| schedule.add(lane));
+        storm::lanes(&mut random).into_iter().for_each(|lane| schedule.add(lane));
         schedule.run();
         judge(&world, threads, usize::from(random.chance(300)));
     }));

@@ -230,11 +230,11 @@ async fn elsewhere(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> R
     more.retain(|id| !is_stray(&other, id));
     // A host that was asked to drop a snapshot and could not delete its object does not show it any more; others do. So it is with
     // those of its sessions that it shut out.
-    let core = process.world.core();
-    less.retain(|id| {
-        core.model.snapshots[id].acknowledged && core.model.snapshots[id].forget_begun.is_none()
-    });
-    drop(core);
+    let told_of = |id: &SnapshotId| {
+        let record = &process.world.core().model.snapshots[id];
+        record.acknowledged && record.forget_begun.is_none()
+    };
+    less.retain(told_of);
     if !more.is_empty() || !less.is_empty() {
         process.world.complain(format!("a reader on the other host sees {more:?} more and {less:?} less"));
     }

@@ -152,8 +152,7 @@ impl<'a> Schedule<'a> {
     /// Runs all lanes to their ends.
     pub fn run(&mut self) {
         let _entered = self.threads.runtime.enter();
-        loop {
-            let Some(choice) = self.choose() else { break };
+        while let Some(choice) = self.choose() {
             match choice {
                 Choice::Grant(id) => {
                     let waker = self.world.core().grant(id);

@@ -10,7 +10,6 @@ use underlay_store::id::SnapshotId;
 use underlay_store::names;
 use underlay_store::progress::Silent;
 use underlay_store::repository::{Access, Repository};
-use underlay_store::sabotage::Rule;
 
 use crate::client::{Plan, Process, Reader, Trouble, backup};
 use crate::random::Random;
@@ -171,15 +170,11 @@ async fn protect(process: &Process, repository: &Repository, random: &mut Random
 /// Collects with some options or other; often more eagerly than anybody should.
 pub async fn collect(process: &Process, repository: &Repository, random: &mut Random) {
     const HOUR: u64 = 3600;
-    let mut options = GcOptions {
+    let options = GcOptions {
         dry_run: random.chance(100),
         max_unused: *random.pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
         lease: Duration::from_secs(*random.pick(&[0, HOUR, 24 * HOUR, 365 * 24 * HOUR])),
     };
-    // A pack that is copied forward leaves its dead nodes behind; only one that stays can offer them.
-    if process.world.core().weather.sabotage == Some(Sabotage::Rule(Rule::HideDeadNodes)) {
-        options.max_unused = 1.0;
-    }
     process.world.core().collections += 1;
     let _ = process.heed(repository.gc(&options, &Silent).await);
 }
@@ -201,7 +196,7 @@ async fn sweep_unknown(process: &Process) {
 }
 
 /// How many lanes and commands: a host alone, one that is visited, or two at war.
-pub fn lanes(random: &mut Random, length: usize) -> Vec<Script> {
+pub fn lanes(random: &mut Random) -> Vec<Script> {
     let mut lanes = Vec::new();
     let (ours, theirs, greed) = match random.below(5) {
         0 | 4 => (3, 0, 0),
@@ -213,7 +208,7 @@ pub fn lanes(random: &mut Random, length: usize) -> Vec<Script> {
     let manners = Manners { greed, collect };
     for (host, count) in [(0, ours), (1, theirs)] {
         for _ in 0..count {
-            lanes.push(lane(random.fork(), host, length + random.index(2 * length), manners));
+            lanes.push(lane(random.fork(), host, 3 + random.index(6), manners));
         }
     }
     lanes
