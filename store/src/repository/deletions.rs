@@ -11,6 +11,9 @@ use crate::names::{self, ObjectName};
 use crate::pack::{PackId, PackKind};
 use crate::snapshot::Deletion;
 
+/// Nobody collects so often under one claim: a higher number is not ours.
+const MANY: u32 = 1 << 24;
+
 /// Every pack that somebody has decided to delete. `generations` is the highest known: a listing may lag, so what comes after
 /// the last record that it names is asked for.
 pub(super) async fn buried(
@@ -59,7 +62,7 @@ async fn listed(backend: &Backend) -> Result<Vec<(u64, u32)>> {
     let listed = backend.list(names::DELETIONS).await?;
     Ok((listed.iter())
         .filter_map(|(name, _)| match ObjectName::parse(name) {
-            Some(ObjectName::Deletion(generation, number)) => Some((generation, number)),
+            Some(ObjectName::Deletion(generation, number)) if number < MANY => Some((generation, number)),
             _ => None,
         })
         .collect())
