@@ -20,6 +20,8 @@ pub mod pack;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod session;
 pub mod snapshot;
 pub mod tree;

@@ -25,6 +25,9 @@ pub const DAMAGED: &str = "damaged/";
 /// Folder of records of what is being deleted, with its slash.
 pub const DELETIONS: &str = "deletions/";
 
+/// Folder of what each owner found of the deletions of those before it, with its slash.
+pub const CLOSINGS: &str = "closings/";
+
 /// An object of a repository. Displays as its name in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectName {
@@ -44,6 +47,8 @@ pub enum ObjectName {
     Damage(SnapshotId),
     /// `deletions/<16 hex>-<8 hex>.json`: the generation of the owner who deletes, and a count.
     Deletion(u64, u32),
+    /// `closings/<16 hex>.json`; the value is the generation of the owner who wrote it.
+    Closing(u64),
 }
 
 impl ObjectName {
@@ -68,14 +73,17 @@ impl ObjectName {
                 );
                 (deletion.to_string() == name).then_some(deletion)
             }
-            CLAIMS => {
-                let digits = rest.strip_suffix(".json")?;
-                let generation = u64::from_str_radix(digits, 16).ok()?;
-                (format!("{generation:016x}") == digits).then_some(Self::Claim(generation))
-            }
+            CLAIMS => generation(rest).map(Self::Claim),
+            CLOSINGS => generation(rest).map(Self::Closing),
             _ => None,
         }
     }
+}
+
+fn generation(rest: &str) -> Option<u64> {
+    let digits = rest.strip_suffix(".json")?;
+    let generation = u64::from_str_radix(digits, 16).ok()?;
+    (format!("{generation:016x}") == digits).then_some(generation)
 }
 
 fn pack_name(rest: &str) -> Option<PackName> {
@@ -96,6 +104,7 @@ impl fmt::Display for ObjectName {
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
             Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
             Self::Damage(snapshot) => write!(f, "{DAMAGED}{snapshot}.json"),
+            Self::Closing(generation) => write!(f, "{CLOSINGS}{generation:016x}.json"),
             Self::Deletion(generation, number) => write!(f, "{DELETIONS}{generation:016x}-{number:08x}.json"),
         }
     }
@@ -136,6 +145,11 @@ pub fn deletion(generation: u64, number: u32) -> String {
     ObjectName::Deletion(generation, number).to_string()
 }
 
+/// `closings/<16 hex>.json`.
+pub fn closing(generation: u64) -> String {
+    ObjectName::Closing(generation).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +164,7 @@ mod tests {
             ObjectName::Protection(SnapshotId::new([0x5f; 16])),
             ObjectName::Damage(SnapshotId::new([0x6f; 16])),
             ObjectName::Deletion(7, u32::MAX),
+            ObjectName::Closing(7),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),
             ObjectName::Snapshot(SnapshotId::new([0xef; 16])),

@@ -56,6 +56,11 @@ impl Backend {
         Self::build(Arc::new(InMemory::new()), "memory:", None, false)
     }
 
+    /// Objects in a store of the caller's, which is treated as a bucket: for tests. `location` is only shown.
+    pub fn on(store: Arc<dyn ObjectStore>, location: &str) -> Self {
+        Self::build(store, location, None, true)
+    }
+
     fn local(location: &str, path: &Path, options: Options) -> Result<Self> {
         let file_error = |action: &'static str| {
             let path = path.to_owned();

@@ -13,12 +13,18 @@ use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, NodeId, PackName};
 use crate::pack::{PackId, PackKind};
+use crate::sabotage::{Rule, broken};
 
 /// A session that is open or about to commit may still refer to what it was promised.
 const OPEN: &str = "state IN (0, 4)";
 /// Packs that such a session wrote.
-pub(super) const HELD: &str =
+const HELD: &str =
     "SELECT w.pack FROM writers w JOIN sessions s ON s.session = w.session WHERE s.state IN (0, 4)";
+
+/// Those packs must not be collected.
+pub(super) fn packs_of_open_sessions() -> &'static str {
+    if broken(Rule::KeepSessionPacks) { "SELECT 0 WHERE 0" } else { HELD }
+}
 
 /// Something that must not be collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +148,8 @@ impl Catalog {
                 transaction.query_row("UPDATE meta SET epoch = epoch + 1 RETURNING epoch", (), |row| row.get(0))?;
             transaction.execute("UPDATE packs SET state = 0, condemned = NULL WHERE state = 1", ())?;
             let mut condemn = transaction.prepare_cached(&format!(
-                "UPDATE packs SET state = 1, condemned = ?2 WHERE name = ?1 AND state = 0 AND pack NOT IN ({HELD})"
+                "UPDATE packs SET state = 1, condemned = ?2 WHERE name = ?1 AND state = 0 AND pack NOT IN ({})",
+                packs_of_open_sessions()
             ))?;
             for name in leaving {
                 condemn.execute(params![name.as_bytes(), epoch])?;
@@ -177,7 +184,7 @@ impl Catalog {
                 };
                 changed |= !known;
             })?;
-            if changed {
+            if changed && !broken(Rule::MarkAgain) {
                 return Ok(Settled::Changed);
             }
             let mut resurrected = 0;
@@ -202,80 +209,13 @@ impl Catalog {
             Ok(Settled::Decided { resurrected })
         })
     }
-
-    /// Packs that are decided to go and not known to be gone, with their bytes.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn doomed(&self) -> Result<Vec<(PackId, u64)>> {
-        self.read("list packs to delete", |transaction| {
-            let mut find = transaction.prepare_cached(
-                "SELECT kind, name, size FROM packs WHERE state = 2 ORDER BY kind DESC, name",
-            )?;
-            let mut rows = find.query(())?;
-            let mut packs = Vec::new();
-            while let Some(row) = rows.next()? {
-                let name: Vec<u8> = row.get(1)?;
-                let name = expect(PackName::from_slice(&name), "pack name")?;
-                packs.push((PackId::new(kind_of(row.get(0)?), name), from_sql(row.get(2)?)));
-            }
-            Ok(packs)
-        })
-    }
-
-    /// Drops what is known of doomed packs whose objects are gone. Others can work in between.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn drop_doomed(&self) -> Result<()> {
-        for kind in [PackKind::Data, PackKind::Nodes] {
-            for first in 0..=u8::MAX {
-                let (from, to) = ([first], [first.saturating_add(1)]);
-                let below = if first == u8::MAX { "" } else { "AND id < ?2" };
-                let sql = format!(
-                    "DELETE FROM {} WHERE id >= ?1 {below} AND pack IN (SELECT pack FROM packs WHERE state = 2)",
-                    table(kind)
-                );
-                self.write("drop what deleted packs held", |transaction| {
-                    let mut drop = transaction.prepare_cached(&sql)?;
-                    match first {
-                        u8::MAX => drop.execute([&from[..]])?,
-                        _ => drop.execute([&from[..], &to[..]])?,
-                    };
-                    Ok(())
-                })?;
-            }
-        }
-        self.write("drop deleted packs", |transaction| {
-            transaction
-                .execute("DELETE FROM writers WHERE pack IN (SELECT pack FROM packs WHERE state = 2)", ())?;
-            transaction.execute("DELETE FROM packs WHERE state = 2", ())?;
-            Ok(())
-        })
-    }
-
-    /// Notes that somebody has decided to delete these packs: they are not offered, nor imported any more.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn bury(&self, packs: &[PackName]) -> Result<()> {
-        self.write("bury packs", |transaction| {
-            let mut note =
-                transaction.prepare_cached("INSERT OR IGNORE INTO tombstones (name) VALUES (?1)")?;
-            let mut doom = transaction.prepare_cached("UPDATE packs SET state = 2 WHERE name = ?1")?;
-            for name in packs {
-                note.execute([name.as_bytes()])?;
-                doom.execute([name.as_bytes()])?;
-            }
-            Ok(())
-        })
-    }
 }
 
 fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()> {
+    let open = if broken(Rule::MarkPins) { "0" } else { OPEN };
     let trees = format!(
-        "SELECT node FROM roots UNION SELECT node FROM session_roots r JOIN sessions s ON s.session = r.session WHERE {OPEN}
-         UNION SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 2 AND {OPEN}"
+        "SELECT node FROM roots UNION SELECT node FROM session_roots r JOIN sessions s ON s.session = r.session WHERE {open}
+         UNION SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 2 AND {open}"
     );
     let mut find = transaction.prepare_cached(&trees)?;
     let mut rows = find.query(())?;
@@ -287,7 +227,7 @@ fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()
         }
     }
     let chunks = format!(
-        "SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 1 AND {OPEN}"
+        "SELECT p.id FROM pins p JOIN sessions s ON s.session = p.session WHERE p.kind = 1 AND {open}"
     );
     let mut find = transaction.prepare_cached(&chunks)?;
     let mut rows = find.query(())?;

@@ -8,6 +8,7 @@ use super::{Catalog, Outcome, expect};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName, SessionId};
 use crate::pack::{Codec, PackKind};
+use crate::sabotage::{Rule, broken};
 
 /// The table of a kind's locations.
 pub(super) const fn table(kind: PackKind) -> &'static str {
@@ -68,9 +69,11 @@ impl Catalog {
                     "AND (p.proven OR EXISTS (SELECT 1 FROM writers WHERE session = ?2 AND pack = p.pack))"
                 }
             };
+            let offered =
+                if broken(Rule::OfferOnlyLive) { "1" } else { "c.condemned IS NULL AND p.state = 0" };
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT ?2 FROM {} c CROSS JOIN packs p ON p.pack = c.pack
-                 WHERE c.id = ?1 AND c.condemned IS NULL AND p.state = 0 AND NOT {RETIRED} {trust} LIMIT 1",
+                 WHERE c.id = ?1 AND {offered} AND NOT {RETIRED} {trust} LIMIT 1",
                 table(kind)
             ))?;
             let mut pin = transaction

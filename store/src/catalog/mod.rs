@@ -8,6 +8,7 @@
 //! looked up sorted, which is several times faster. A failing database is [`Error::Catalog`] everywhere.
 
 mod collection;
+mod doomed;
 mod lookup;
 mod packs;
 mod record;
@@ -117,6 +118,32 @@ impl Catalog {
     /// Who this catalog is in ownership claims. Random, made once with the file.
     pub fn owner(&self) -> OwnerId {
         self.owner
+    }
+
+    /// The claim of ours, by its generation, after which this catalog has read all that others had stored; 0 if none.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn caught_up(&self) -> Result<u64> {
+        self.read("look up the claim", |transaction| {
+            Ok(from_sql(transaction.query_row("SELECT caught_up FROM meta", (), |row| row.get(0))?))
+        })
+    }
+
+    /// Notes that all is read that others had stored before our claim of `generation`. Sessions from before it are shut out, the first
+    /// time: others may have deleted what they were promised.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn catch_up(&self, generation: u64) -> Result<()> {
+        self.write("catch up with a claim", |transaction| {
+            let noted = transaction
+                .execute("UPDATE meta SET caught_up = ?1 WHERE caught_up < ?1", [to_sql(generation)])?;
+            if noted > 0 {
+                sessions::fence_open(transaction)?;
+            }
+            Ok(())
+        })
     }
 
     /// Runs `work` in a transaction that excludes other writers from its start.

@@ -131,6 +131,17 @@ impl Catalog {
         })
     }
 
+    /// Whether the pack is known and not on its way out.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn is_in_use(&self, pack: &PackName) -> Result<bool> {
+        self.read("look up a pack", |transaction| {
+            let mut find = transaction.prepare_cached("SELECT 1 FROM packs WHERE name = ?1 AND state < 2")?;
+            Ok(find.exists([pack.as_bytes()])?)
+        })
+    }
+
     /// All packs of a kind, in whatever state, by name.
     ///
     /// # Errors

@@ -15,9 +15,11 @@ const VERSION: u32 = 3;
 /// From version 1: nothing but a new table.
 const FROM_VERSION_1: &str =
     "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
-/// From version 2: when packs were read last, who expects packs, which are deleted; what is damaged.
+/// From version 2: when packs were read last, who expects packs, which are deleted; which claim this catalog has caught up with; what
+/// is damaged.
 const FROM_VERSION_2: &str = "ALTER TABLE packs ADD COLUMN checked INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE expected_packs ADD COLUMN session INTEGER;
+    ALTER TABLE meta ADD COLUMN caught_up INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE tombstones (name BLOB PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE retired (pack INTEGER NOT NULL, id BLOB NOT NULL, wrong INTEGER NOT NULL, PRIMARY KEY (pack, id))
         WITHOUT ROWID;
@@ -167,7 +169,8 @@ mod tests {
         let path = dir.path().join("catalog.db");
         let second =
             "DROP TABLE affected; DROP TRIGGER a_pack_that_goes_is_retired_no_more; DROP TABLE retired;
-            ALTER TABLE packs DROP COLUMN checked; ALTER TABLE expected_packs DROP COLUMN session; DROP TABLE tombstones; PRAGMA user_version = 2";
+            ALTER TABLE packs DROP COLUMN checked; ALTER TABLE expected_packs DROP COLUMN session;
+            ALTER TABLE meta DROP COLUMN caught_up; DROP TABLE tombstones; PRAGMA user_version = 2";
         let first = "DROP TABLE forgotten; PRAGMA user_version = 1";
         for changes in [&[second][..], &[second, first]] {
             let catalog = Catalog::open(&path, repository()).unwrap();

@@ -6,7 +6,8 @@ CREATE TABLE meta (
     repository  BLOB NOT NULL,
     owner       BLOB NOT NULL,
     epoch       INTEGER NOT NULL,   -- advanced by gc
-    clock       INTEGER NOT NULL    -- last time assigned, milliseconds since 1970
+    clock       INTEGER NOT NULL,   -- last time assigned, milliseconds since 1970
+    caught_up   INTEGER NOT NULL DEFAULT 0 -- generation of our claim after which all was read that others had stored
 );
 
 CREATE TABLE packs (

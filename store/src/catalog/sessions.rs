@@ -186,6 +186,14 @@ pub(super) fn heard_of(transaction: &Transaction<'_>, row: i64, now_ms: i64) -> 
     Ok(())
 }
 
+/// Shuts out every session that is open.
+pub(super) fn fence_open(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    let open = SessionState::Open.code();
+    let mut find = transaction.prepare_cached("SELECT session FROM sessions WHERE state = ?1")?;
+    let rows: Vec<i64> = find.query_map([open], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    rows.into_iter().try_for_each(|row| close(transaction, row, SessionState::Fenced))
+}
+
 /// The row of a session that is open.
 pub(super) fn open_row(transaction: &Transaction<'_>, session: SessionId) -> Outcome<i64> {
     match known_row(transaction, session)? {

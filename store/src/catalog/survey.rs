@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use rusqlite::Transaction;
 
-use super::collection::HELD;
+use super::collection::packs_of_open_sessions;
 use super::lookup::kind_of;
 use super::record::PackState;
 use super::{Catalog, Outcome, expect, from_sql};
@@ -102,8 +102,9 @@ struct Row {
 
 fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
     let mut find = transaction.prepare_cached(&format!(
-        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({HELD}),
-                pack IN (SELECT pack FROM retired) FROM packs ORDER BY pack"
+        "SELECT pack, name, kind, size, entries, state, proven, pack IN ({}),
+                pack IN (SELECT pack FROM retired) FROM packs ORDER BY pack",
+        packs_of_open_sessions()
     ))?;
     let mut rows = find.query(())?;
     let mut packs: Vec<Row> = Vec::new();

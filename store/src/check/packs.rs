@@ -85,22 +85,28 @@ async fn listed(
         report.pack_bytes += pack.size;
         progress.advance(1);
         let id = PackId::new(kind, pack.name);
-        let what = match listed.get(&pack.name) {
+        let size = match listed.get(&pack.name) {
+            // Stored or deleted since it was listed, perhaps.
+            None => ground.backend.size(&id.to_string()).await?,
+            size => size.copied(),
+        };
+        let what = match size {
+            None if !ground.catalog.is_in_use(&pack.name)? => continue,
             None => Some("it is missing from the bucket".to_owned()),
-            Some(size) if *size > pack.size && is_sound_but_longer(ground, &id, pack.size).await? => {
+            Some(size) if size > pack.size && is_sound_but_longer(ground, &id, pack.size).await? => {
                 report.find(
                     id.to_string(),
                     format!("{} bytes follow its end; all of it is sound", size - pack.size),
                 );
                 continue;
             }
-            Some(size) if *size != pack.size => {
+            Some(size) if size != pack.size => {
                 Some(format!("it has {size} bytes, the catalog says {}", pack.size))
             }
             Some(_) if pack.retired => Some("an earlier check found it damaged".to_owned()),
             Some(_) => None,
         };
-        if listed.get(&pack.name) == Some(&pack.size) {
+        if size == Some(pack.size) {
             present.push(pack.clone());
         }
         if let Some(what) = what {
@@ -180,6 +186,8 @@ async fn compare(
 ) -> Result<Option<String>> {
     let bytes = match ground.backend.get(&id.to_string()).await {
         Ok(bytes) => bytes,
+        // Deleted meanwhile, and rightly.
+        Err(error) if error.is_damage() && !ground.catalog.is_in_use(&id.name)? => return Ok(None),
         Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
         Err(error) => return Err(error),
     };
@@ -191,7 +199,7 @@ async fn compare(
         Err(error) => return Ok(Some(error.to_string())),
     };
     let record = PackRecord { name: id.name, kind: id.kind, size: bytes.len() as u64, entries };
-    if !ground.catalog.agrees_with(&record)? {
+    if !ground.catalog.agrees_with(&record)? && ground.catalog.is_in_use(&id.name)? {
         report.find("catalog", format!("what it says of {id} is not what {id} holds"));
         found.catalog_differs = true;
     }

@@ -5,6 +5,8 @@ mod cipher;
 mod data;
 pub mod file;
 mod paper;
+#[cfg(feature = "simulation")]
+mod repeatable;
 mod restore;
 pub mod slot;
 
@@ -15,6 +17,8 @@ use zeroize::Zeroizing;
 
 pub use backup::{BackupKey, PublicKey};
 pub use data::{DataKey, SealedKey};
+#[cfg(feature = "simulation")]
+pub use repeatable::{Randomness, repeatable_randomness};
 pub use restore::RestoreKey;
 
 use crate::{Error, Result};
@@ -25,6 +29,10 @@ use crate::{Error, Result};
 /// If the operating system has no randomness to give; nothing safe can be done then.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
+    #[cfg(feature = "simulation")]
+    if repeatable::fill(&mut bytes) {
+        return bytes;
+    }
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     bytes
 }

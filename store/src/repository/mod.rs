@@ -100,7 +100,7 @@ impl Repository {
             Err(error) => return Err(error),
         };
         let clock = Arc::new(|| Timestamp::now().as_milliseconds());
-        let repository = Self::open_with(backend, catalog, id, clock, access).await?;
+        let repository = Self::open_on(backend, catalog, id, clock, access).await?;
         Ok(Self { _users: users, lost_catalog, ..repository })
     }
 
@@ -115,20 +115,25 @@ impl Repository {
         clock: Clock,
         access: Access,
     ) -> Result<Self> {
-        let catalog = Arc::new(catalog);
+        Self::open_on(backend, Arc::new(catalog), id, clock, access).await
+    }
+
+    async fn open_on(
+        backend: Backend,
+        catalog: Arc<Catalog>,
+        id: RepositoryId,
+        clock: Clock,
+        access: Access,
+    ) -> Result<Self> {
+        let ownership = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        let settled = owner::Ownership::settle(&backend, id, catalog.owner(), access).await;
-        let (ownership, unreadable) = match settled {
-            Ok((ownership, true)) => (ownership, sync::adopt(&backend, &catalog, &nodes, id).await?),
-            Ok((ownership, false)) => (ownership, sync::import(&backend, &catalog, id).await?),
-            // Whoever only reads need not know whose it is. It may be this host's: nothing is concluded from what is not listed.
-            Err(error) if access == Access::Read && claims::is_damaged_claim(&error) => {
-                tracing::warn!("{error}; only reading is possible");
-                let nobody =
-                    owner::Ownership::settle(&Backend::memory(), id, catalog.owner(), access).await?;
-                (nobody.0, sync::adopt(&backend, &catalog, &nodes, id).await?)
-            }
-            Err(error) => return Err(error),
+        // Whoever took the repository over and was killed right after has the claim, and knows nothing yet of what others did before.
+        // If the claim cannot be read it may be this host's: nothing is concluded from what is not listed.
+        let caught_up = catalog.caught_up()?;
+        let ours = caught_up > 0 && (caught_up == ownership.generation() || ownership.is_unknown());
+        let unreadable = match ours {
+            true => sync::adopt(&backend, &catalog, &nodes, id).await?,
+            false => sync::import(&backend, &catalog, &nodes, id, ownership.generation()).await?,
         };
         let (_users, lost_catalog) = (None, None);
         let repository =

@@ -3,7 +3,7 @@
 //! No store is trusted to refuse a second writer of one name, and no listing to be fresh: claims are found by asking for the
 //! next generation until there is none, and read again after they were written.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 
@@ -30,7 +30,11 @@ pub(super) struct Ownership {
     repository: RepositoryId,
     owner: OwnerId,
     /// Of the claim that made the repository ours; 0 if it is not.
-    generation: AtomicU64,
+    generation: u64,
+    /// The newest claim cannot be read.
+    unknown: bool,
+    /// Host and generation of the claim that ended that. Whoever was shut out stays so until it opens the repository again.
+    lost: OnceLock<(String, u64)>,
 }
 
 /// No repository changes hands that often. Whatever has a higher number was put there to be counted up to.
@@ -76,27 +80,35 @@ async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Res
 }
 
 impl Ownership {
-    /// Finds out whose the repository is and makes it `owner`'s where `access` asks for that. True if it was before.
+    /// Finds out whose the repository is and makes it `owner`'s where `access` asks for that.
     pub(super) async fn settle(
         backend: &Backend,
         repository: RepositoryId,
         owner: OwnerId,
         access: Access,
-    ) -> Result<(Self, bool)> {
+    ) -> Result<Self> {
         let highest = highest(backend).await?;
+        let mut unknown = false;
         let claim = match read(backend, &repository, highest).await {
             // Whoever reads works beside any owner, and whoever takes over asks none.
             Err(error) if error.is_damage() && access != Access::Write => {
                 tracing::warn!("{error}");
+                unknown = true;
                 None
             }
             found => found?,
         };
-        let of = |generation| Self { repository, owner, generation: AtomicU64::new(generation) };
+        let of = |generation| Self {
+            repository,
+            owner,
+            generation,
+            unknown: unknown && generation == 0,
+            lost: OnceLock::new(),
+        };
         match (&claim, access) {
-            (Some(claim), _) if claim.owner == owner => return Ok((of(claim.generation), true)),
+            (Some(claim), _) if claim.owner == owner => return Ok(of(claim.generation)),
             (Some(claim), Access::Write) => return Err(elsewhere(claim)),
-            (_, Access::Read) => return Ok((of(0), false)),
+            (_, Access::Read) => return Ok(of(0)),
             (None, Access::Write) | (_, Access::TakeOver) => {}
         }
         let generation = highest + 1;
@@ -105,30 +117,45 @@ impl Ownership {
         let lost = Error::Missing { object: names::claim(generation) };
         // Another process may have been a moment faster, on a store that does not tell.
         match newest(backend, &repository, generation - 1).await? {
-            // What another owner stored before is not in this catalog yet.
             Some(now) if now.generation < generation => Err(put.err().unwrap_or(lost)),
-            Some(now) if now.owner == owner => Ok((of(now.generation), highest == 0)),
+            Some(now) if now.owner == owner => Ok(of(now.generation)),
             Some(now) => Err(elsewhere(&now)),
             None => Err(put.err().unwrap_or(lost)),
         }
     }
 
-    /// Fails if somebody else has claimed the repository since it was opened. Two requests.
+    /// Fails if the repository was claimed since it was opened; two requests. A claim of this very host counts too: between the two
+    /// there was another owner's, who may have deleted what was promised here.
     pub(super) async fn still_ours(&self, backend: &Backend) -> Result<()> {
-        let generation = self.generation();
-        match newest(backend, &self.repository, generation).await? {
-            Some(claim) if claim.owner == self.owner => {
-                self.generation.fetch_max(claim.generation, Ordering::Relaxed);
-                Ok(())
+        self.not_lost()?;
+        match newest(backend, &self.repository, self.generation).await? {
+            Some(claim) if (claim.owner, claim.generation) == (self.owner, self.generation) => Ok(()),
+            Some(claim) => {
+                let _ = self.lost.set((claim.host.clone(), claim.generation));
+                Err(elsewhere(&claim))
             }
-            Some(claim) => Err(elsewhere(&claim)),
             None => Err(Error::Missing { object: names::CLAIMS.to_owned() }),
         }
     }
 
-    /// Generation of the claim that made the repository ours.
+    /// Fails if [`Ownership::still_ours`] has failed for good before.
+    pub(super) fn not_lost(&self) -> Result<()> {
+        match self.lost.get() {
+            Some((host, generation)) => {
+                Err(Error::OwnedElsewhere { host: host.clone(), generation: *generation })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether nobody can tell whose the repository is.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
+    /// Generation of the claim that made the repository ours; 0 if it is not.
     pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
+        self.generation
     }
 }
 
@@ -155,9 +182,9 @@ mod tests {
         backend.put(&names::claim(2), Bytes::from_static(b"{}")).await.unwrap();
         let refused = settle(owner, Access::Write).await.unwrap_err();
         assert!(refused.to_string().contains("claims/0000000000000002.json"), "{refused}");
-        assert!(!settle(owner, Access::Read).await.unwrap().1);
-        let (taken, before) = settle(OwnerId::random(), Access::TakeOver).await.unwrap();
-        assert_eq!((taken.generation(), before), (3, false));
+        assert_eq!(settle(owner, Access::Read).await.unwrap().generation(), 0);
+        let taken = settle(OwnerId::random(), Access::TakeOver).await.unwrap();
+        assert_eq!(taken.generation(), 3);
         assert!(matches!(
             settle(owner, Access::Write).await,
             Err(Error::OwnedElsewhere { generation: 3, .. })

@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use super::damage::{Trust, retire_marked};
-use super::{Repository, catalog_path, claims, sync};
+use super::{NodeReader, Repository, catalog_path, claims, sync};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::Catalog;
@@ -83,7 +84,10 @@ impl Repository {
         if let Some(owner) = remembered {
             new.set_owner(owner)?;
         }
-        let unreadable = sync::import(backend, &new, id).await?;
+        let new = Arc::new(new);
+        let nodes = NodeReader::new(backend.clone(), Arc::clone(&new));
+        let unreadable = sync::import(backend, &new, &nodes, id, 0).await?;
+        drop(nodes);
         retire_marked(backend, &new, id, Trust::Nothing).await?;
         compare(&new, old.as_ref(), &path, &mut report)?;
         report.unreadable = unreadable.into_iter().map(|StoredDocument { name, .. }| name).collect();

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -33,14 +34,14 @@ pub(super) async fn open_catalog(
     state: &Path,
     id: RepositoryId,
     backend: &Backend,
-) -> Result<Catalog> {
+) -> Result<Arc<Catalog>> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let file = |action| move |source| Error::File { path: path.to_owned(), action, source };
     fs::create_dir_all(folder).map_err(file("create the folder of"))?;
     let lock = File::create(path.with_extension("lock")).map_err(file("lock"))?;
     lock.lock().map_err(file("lock"))?;
     if path.try_exists().map_err(file("look for"))? {
-        return Catalog::open(path, id);
+        return Catalog::open(path, id).map(Arc::new);
     }
     // Built aside and renamed, so that a half-built catalog is never taken for a whole one. A log that a lost catalog left
     // behind would be replayed into the new one.
@@ -49,12 +50,13 @@ pub(super) async fn open_catalog(
     remove_database(path)?;
     let mut catalog = Catalog::open(&building, id)?;
     remember_owner(&mut catalog, &state.join("owners").join(id.to_string()))?;
-    import(backend, &catalog, id).await?;
+    let catalog = Arc::new(catalog);
+    import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id, 0).await?;
     retire_marked(backend, &catalog, id, Trust::Nothing).await?;
     drop(catalog);
     fs::rename(&building, path).map_err(file("put in place"))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("put in place"))?;
-    Catalog::open(path, id)
+    Catalog::open(path, id).map(Arc::new)
 }
 
 /// Removes a database that is not whole, and what belongs to it.
@@ -141,26 +143,38 @@ fn remember_owner(catalog: &mut Catalog, path: &Path) -> Result<()> {
 }
 
 /// A catalog in memory, built from the bucket: for reading where the real one cannot be opened.
-pub(super) async fn temporary_catalog(id: RepositoryId, backend: &Backend) -> Result<Catalog> {
-    let catalog = Catalog::in_memory(id)?;
-    import(backend, &catalog, id).await?;
+pub(super) async fn temporary_catalog(id: RepositoryId, backend: &Backend) -> Result<Arc<Catalog>> {
+    let catalog = Arc::new(Catalog::in_memory(id)?);
+    import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id, 0).await?;
     Ok(catalog)
 }
 
-/// Imports every pack and snapshot that the bucket holds and the catalog does not. Returns snapshots that cannot be read.
+/// Imports every pack and snapshot that the bucket holds and the catalog does not. `owned`: generation of our claim, or 0. Returns
+/// snapshots that cannot be read.
 pub(super) async fn import(
     backend: &Backend,
     catalog: &Catalog,
+    nodes: &NodeReader,
     id: RepositoryId,
+    owned: u64,
 ) -> Result<Vec<StoredDocument>> {
     // After the claim was written, if one is: whatever is recorded later is not deleted any more.
     let generation = owner::highest(backend).await?;
-    catalog.bury(&deletions::buried(backend, &id, generation).await?)?;
+    let (buried, records) = deletions::honoured(backend, &id, generation).await?;
+    if owned > 0 {
+        deletions::close(backend, id, owned, &records).await?;
+    }
+    catalog.exhume_all_but(&buried)?;
+    catalog.bury(&buried)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
     drop_vanished(backend, catalog, &snapshots).await?;
     import_packs(backend, catalog).await?;
-    adopt_snapshots(backend, catalog, None, id, snapshots).await
+    let unreadable = adopt_snapshots(backend, catalog, nodes, Sight::First, id, snapshots).await?;
+    if owned > 0 {
+        catalog.catch_up(owned)?;
+    }
+    Ok(unreadable)
 }
 
 /// Drops snapshots that another owner has dropped. A listing alone proves nothing: each is asked for.
@@ -216,13 +230,22 @@ pub(super) async fn adopt(
             catalog.import_pack(&record)?;
         }
     }
-    adopt_snapshots(backend, catalog, Some(nodes), id, backend.list(names::SNAPSHOTS).await?).await
+    let listed = backend.list(names::SNAPSHOTS).await?;
+    adopt_snapshots(backend, catalog, nodes, Sight::Later, id, listed).await
+}
+
+/// Whether this catalog owned the repository when it last looked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    First,
+    Later,
 }
 
 async fn adopt_snapshots(
     backend: &Backend,
     catalog: &Catalog,
-    nodes: Option<&NodeReader>,
+    nodes: &NodeReader,
+    sight: Sight,
     id: RepositoryId,
     listed: Vec<(String, u64)>,
 ) -> Result<Vec<StoredDocument>> {
@@ -250,16 +273,19 @@ async fn adopt_snapshots(
         let (vm, time_ms) = (body.vm.as_str(), body.time.as_milliseconds());
         let record = SnapshotRecord { snapshot, vm, time_ms, document: &bytes, roots: &roots };
         match catalog.session_state(body.session)? {
-            // Proven before its object was stored; its writer may be dead or about to say the same.
-            Some(SessionState::Committing) => catalog.commit_session(body.session, &record, &[])?,
+            // Proven before its object was stored; its writer may be dead or about to say the same. Or it was shut out: then another
+            // owner may have deleted since what was proven.
+            Some(SessionState::Committing) if is_whole(catalog, nodes, &roots).await? => {
+                catalog.commit_session(body.session, &record, &[])?;
+            }
             Some(SessionState::Committed) => catalog.import_snapshot(&record)?,
             Some(state) => tracing::warn!("{name} is left alone: its session is {}", state.name()),
             // Another owner's: its packs may be as unknown as it was.
             None => {
                 import_packs(backend, catalog).await?;
-                match nodes {
+                match sight {
                     // Stored after this catalog took over, by somebody who had not noticed yet: what it needs may be gone.
-                    Some(nodes) if !is_whole(catalog, nodes, &roots).await? => {
+                    Sight::Later if !is_whole(catalog, nodes, &roots).await? => {
                         tracing::warn!(
                             "{name} is left alone: another owner stored it, and not all that it needs is there"
                         );

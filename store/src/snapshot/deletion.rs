@@ -1,6 +1,8 @@
 //! Records of deletions: written before the first of their packs goes, and kept. Whoever takes the repository over, or builds a
 //! catalog anew, does not rely on a pack that is named in one.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{PackName, RepositoryId};
@@ -22,6 +24,41 @@ pub struct Deletion {
     pub packs: Vec<PackName>,
     /// SHA-256 of the node packs.
     pub nodes: Vec<PackName>,
+}
+
+/// How many records of each earlier owner the owner of a generation found when it took over. It relies on none of the packs in
+/// those, and on any other: what an earlier owner recorded later was never deleted, for that owner read the claims after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Closing {
+    /// The repository it is about.
+    pub repository: RepositoryId,
+    /// Generation of the claim of whoever wrote it.
+    pub generation: u64,
+    /// By earlier generation; those without records are left out.
+    pub records: BTreeMap<u64, u32>,
+}
+
+const CLOSING: &str = "closing";
+
+impl Closing {
+    /// The object `closings/<generation>.json`.
+    pub fn seal(&self) -> Vec<u8> {
+        document::seal(CLOSING, self, &document::public_key_for(CLOSING))
+    }
+
+    /// Reads the object of that generation.
+    ///
+    /// # Errors
+    /// As [`Deletion::open`].
+    pub fn open(generation: u64, repository: &RepositoryId, bytes: &[u8]) -> Result<Self> {
+        let object = names::closing(generation);
+        let closing: Self = document::open(&object, CLOSING, bytes, &document::public_key_for(CLOSING))?;
+        if (closing.generation, closing.repository) != (generation, *repository) {
+            return Err(Error::damaged(object, "it is another's"));
+        }
+        Ok(closing)
+    }
 }
 
 impl Deletion {

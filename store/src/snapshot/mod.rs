@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use claim::Claim;
 pub use damage::{DamageMark, DamagedDisk, DamagedPlace};
-pub use deletion::Deletion;
+pub use deletion::{Closing, Deletion};
 pub use descriptor::Descriptor;
 pub use private::{PrivateField, PrivateImage, PrivateMetadata};
 pub use protection::Protection;

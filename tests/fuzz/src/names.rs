@@ -43,6 +43,7 @@ pub fn seeds() -> Vec<Seed> {
         ("node-pack", ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32]))),
         ("snapshot", ObjectName::Snapshot(SnapshotId::new([0xef; 16]))),
         ("deletion", ObjectName::Deletion(10, 1)),
+        ("closing", ObjectName::Closing(2)),
         ("protection", ObjectName::Protection(SnapshotId::new([0x5f; 16]))),
     ];
     let mut seeds: Vec<_> =
