@@ -15,6 +15,10 @@ pub enum Rule {
     OfferOnlyLive = 4,
     /// A commit proves every reference.
     Prove = 5,
+    /// The claim is read again after a deletion is recorded and before anything is deleted.
+    ReadClaimAgain = 6,
+    /// What is about to be deleted is recorded in the bucket.
+    RecordDeletions = 7,
 }
 
 #[cfg(feature = "simulation")]

@@ -278,9 +278,13 @@ impl Repository {
         for some in doomed.chunks(TOGETHER) {
             let packs: Vec<PackId> = some.iter().map(|(pack, _)| *pack).collect();
             let generation = self.ownership.generation();
-            deletions::record(&self.backend, self.id, generation, &packs).await?;
+            if !broken(Rule::RecordDeletions) {
+                deletions::record(&self.backend, self.id, generation, &packs).await?;
+            }
             // Whoever takes over after this reads the record, and relies on none of them.
-            self.ownership.still_ours(&self.backend).await?;
+            if !broken(Rule::ReadClaimAgain) {
+                self.ownership.still_ours(&self.backend).await?;
+            }
             let deletes: Vec<_> = packs.into_iter().map(|pack| delete(self.backend.clone(), pack)).collect();
             let mut running = stream::iter(deletes).buffer_unordered(PARALLEL);
             while let Some(deleted) = running.next().await {

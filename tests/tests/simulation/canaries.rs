@@ -88,3 +88,13 @@ fn what_is_on_its_way_out_still_offered() {
 fn commits_not_proven() {
     caught(Sabotage::Rule(Rule::Prove));
 }
+
+#[test]
+fn deletions_without_a_look_at_the_claim() {
+    caught(Sabotage::Rule(Rule::ReadClaimAgain));
+}
+
+#[test]
+fn deletions_that_are_not_recorded() {
+    caught(Sabotage::Rule(Rule::RecordDeletions));
+}

@@ -112,7 +112,7 @@ fn number(name: &str) -> Option<u64> {
 fn seeds(part: u64) {
     const PARTS: u64 = 4;
     let (first, count) =
-        (number("UNDERLAY_FIRST_SEED").unwrap_or(0), number("UNDERLAY_SEEDS").unwrap_or(400));
+        (number("UNDERLAY_FIRST_SEED").unwrap_or(0), number("UNDERLAY_SEEDS").unwrap_or(2000));
     let threads = Threads::new();
     let (mut failed, mut steps, mut acknowledged) = (Vec::new(), 0, 0);
     for seed in (first..first + count).filter(|seed| seed % PARTS == part) {

@@ -21,8 +21,6 @@ use crate::world::{Sabotage, World};
 pub struct Manners {
     /// How often, in thousandths, who was told that the repository is somebody else's takes it over.
     greed: u64,
-    /// Whether they collect.
-    collect: bool,
 }
 
 /// The commands of one lane: processes that follow one another on `host`.
@@ -61,7 +59,7 @@ async fn command(process: Process, mut random: Random, manners: Manners) {
             let options = CheckOptions { scrub: random.chance(300), ..CheckOptions::default() };
             let _ = process.heed(repository.check(&options, &Silent).await);
         }
-        37..47 if manners.collect => collect(&process, &repository, &mut random).await,
+        37..47 => collect(&process, &repository, &mut random).await,
         47..52 if process.world.core().weather.sabotage == Some(Sabotage::SweepUnknown) => {
             sweep_unknown(&process).await;
         }
@@ -204,8 +202,7 @@ pub fn lanes(random: &mut Random) -> Vec<Script> {
         2 => (2, 1, 600),
         _ => (1 + random.below(2), 1 + random.below(2), 900),
     };
-    let collect = theirs == 0 || std::env::var_os("UNDERLAY_COLLECT_AT_WAR").is_some();
-    let manners = Manners { greed, collect };
+    let manners = Manners { greed };
     for (host, count) in [(0, ours), (1, theirs)] {
         for _ in 0..count {
             lanes.push(lane(random.fork(), host, 3 + random.index(6), manners));
