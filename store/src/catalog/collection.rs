@@ -40,6 +40,8 @@ pub enum Held {
 pub enum Settled {
     /// Something is held that was not when it was last looked: mark it and try again.
     Changed,
+    /// The repository was claimed anew, and what others did before that claim is being read.
+    Outdated,
     /// Decided. From here on these packs may be gone at any moment; the others are in use again.
     Decided {
         /// How many condemned packs something has come to need.
@@ -163,7 +165,8 @@ impl Catalog {
         })
     }
 
-    /// Decides about the condemned packs, if nothing is held that `marks` does not know.
+    /// Decides about the condemned packs, if nothing is held that `marks` does not know, and if this catalog has caught up with the claim of
+    /// `generation` and no later one.
     ///
     /// `late` are chunks and nodes that were marked after the survey: packs that only they need are in use again.
     ///
@@ -171,11 +174,16 @@ impl Catalog {
     /// [`Error::Catalog`].
     pub fn settle(
         &self,
+        generation: u64,
         survey: &Survey,
         marks: &dyn Marked,
         late: (&[ChunkId], &[NodeId]),
     ) -> Result<Settled> {
         self.write("decide about condemned packs", |transaction| {
+            let caught_up: i64 = transaction.query_row("SELECT caught_up FROM meta", (), |row| row.get(0))?;
+            if from_sql(caught_up) != generation {
+                return Ok(Settled::Outdated);
+            }
             let mut changed = false;
             held(transaction, &mut |held| {
                 let known = match &held {

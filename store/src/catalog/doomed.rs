@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::lookup::{kind_of, table};
-use super::{Catalog, expect, from_sql};
+use super::{Catalog, expect, from_sql, to_sql};
 use crate::error::Result;
 use crate::id::PackName;
 use crate::pack::{PackId, PackKind};
@@ -60,13 +60,22 @@ impl Catalog {
         })
     }
 
-    /// Takes every pack into use again that was decided to go and is not among `buried`: another owner has relied on it since.
+    /// Takes every pack into use again that was decided to go and is not among `buried`: another owner has relied on it since. With
+    /// `owned`, the generation of our claim, only if no process of this host has caught up with that yet; until one has, nothing
+    /// is decided here ([`Catalog::settle`]).
     ///
     /// # Errors
     /// [`Error::Catalog`](crate::Error::Catalog).
-    pub fn exhume_all_but(&self, buried: &[PackName]) -> Result<()> {
+    pub fn exhume_all_but(&self, buried: &[PackName], owned: u64) -> Result<()> {
         let buried: HashSet<&PackName> = buried.iter().collect();
         self.write("take packs into use again", |transaction| {
+            if owned > 0 {
+                let to_catch_up = transaction
+                    .execute("UPDATE meta SET caught_up = 0 WHERE caught_up < ?1", [to_sql(owned)])?;
+                if to_catch_up == 0 {
+                    return Ok(());
+                }
+            }
             let names: Vec<Vec<u8>> = transaction
                 .prepare_cached("SELECT name FROM tombstones UNION SELECT name FROM packs WHERE state = 2")?
                 .query_map((), |row| row.get(0))?

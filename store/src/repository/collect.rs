@@ -228,14 +228,22 @@ impl Repository {
                 self.hold(&mut marks).await?;
                 marks.walk(&self.nodes, &Silent).await?;
             }
+            let generation = self.ownership.generation();
             let settled;
             (settled, survey, marks) = self
                 .with_catalog(move |catalog| {
-                    catalog.settle(&survey, &marks, marks.late()).map(|settled| (settled, survey, marks))
+                    catalog
+                        .settle(generation, &survey, &marks, marks.late())
+                        .map(|settled| (settled, survey, marks))
                 })
                 .await?;
-            if let Settled::Decided { resurrected } = settled {
-                return Ok(resurrected);
+            match settled {
+                Settled::Decided { resurrected } => return Ok(resurrected),
+                Settled::Outdated => {
+                    self.ownership.still_ours(&self.backend).await?;
+                    return Err(Error::Busy { what: "a take-over" });
+                }
+                Settled::Changed => {}
             }
         }
     }

@@ -164,7 +164,7 @@ pub(super) async fn import(
     if owned > 0 {
         deletions::close(backend, id, owned, &records).await?;
     }
-    catalog.exhume_all_but(&buried)?;
+    catalog.exhume_all_but(&buried, owned)?;
     catalog.bury(&buried)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
