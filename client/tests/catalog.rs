@@ -21,9 +21,13 @@ fn done(folder: &Path, verb: &[&str]) {
     assert!(output.status.success(), "{verb:?}: {output:?}");
 }
 
-/// Restores the newest snapshot and compares it with `content`.
+/// Checks everything, restores the newest snapshot and compares it with `content`.
 fn restores(folder: &Path, content: &[u8]) {
     done(folder, &["check", "--read-data"]);
+    is_restored(folder, content);
+}
+
+fn is_restored(folder: &Path, content: &[u8]) {
     done(folder, &["restore", "vm@latest", "--force", "--to", "restored.raw"]);
     assert!(fs::read(folder.join("restored.raw")).unwrap() == content);
 }
@@ -48,12 +52,15 @@ fn snapshots_outlive_the_catalog() {
     done(folder, &backup);
     restores(folder, &newer);
 
-    // Damaged: enough to read; a backup is refused and says what to do.
+    // Damaged: a check says so, everything can be read, a backup is refused and says what to do.
     fs::write(catalog.join("catalog.sqlite"), b"nonsense").unwrap();
-    restores(folder, &newer);
+    let told = underlay(folder, &["check", "--read-data"]);
+    assert_eq!(told.status.code(), Some(12), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stdout).starts_with("damage: catalog: "), "{told:?}");
+    is_restored(folder, &newer);
     let refused = underlay(folder, &backup);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("move it away"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("underlay repair catalog"), "{refused:?}");
 
     // Not to be opened or made at all, as on a read-only medium.
     fs::remove_dir_all(&catalog).unwrap();

@@ -12,7 +12,8 @@ use underlay_store::backend::{Backend, Fault, Faults, Operation, Rule};
 use underlay_store::check::CheckOptions;
 use underlay_store::gc::{GcOptions, GcReport};
 use underlay_store::id::{NodeId, SnapshotId};
-use underlay_store::names;
+use underlay_store::names::{self, ObjectName};
+use underlay_store::pack::{self, Frame, PackId, PackKind, PackWriter};
 use underlay_store::progress::Silent;
 use underlay_store::repository::{Access, Repository};
 use underlay_tests::lab::Lab;
@@ -291,4 +292,48 @@ fn only_one_collection_runs() {
     underlay.json(["check", "--read-data"]).unwrap();
     underlay.restore("web@latest", &folder.path().join("back.raw"), "raw").unwrap();
     assert!(std::fs::read(folder.path().join("back.raw")).unwrap() == noise("b", 3 * MIB));
+}
+
+#[test]
+fn the_sound_copy_of_what_is_found_damaged_stays() {
+    let backend = Backend::memory();
+    let lab = Lab::on(backend.clone());
+    let first = back_up(&lab, "one", &disk(&["a", "b", "c", "d", "e"]));
+    // "b" is stored twice: another backup was promised nothing.
+    let kept = disk(&["b"]);
+    let (name, copy) = lab.runtime.block_on(async {
+        let (name, _) = backend.list(names::PACKS).await.unwrap().remove(0);
+        let bytes = backend.get(&name).await.unwrap();
+        (name, bytes)
+    });
+    let second = back_up(&lab, "two", &kept);
+    let (chunks, _) = lab.ids_below(&lab.snapshot(second).disks[0].root);
+    lab.runtime.block_on(async {
+        let Some(ObjectName::Pack(kind, name)) = ObjectName::parse(&name) else { panic!("{name}") };
+        let pack = PackId::new(kind, name);
+        let index = pack::parse(&pack, &copy).unwrap();
+        let mut writer =
+            PackWriter::data(lab.descriptor.repository, index.header.sealed_keys.clone()).unwrap();
+        for entry in index.entries.iter().filter(|entry| chunks.contains(&entry.chunk_id())) {
+            let start = entry.offset as usize;
+            let frame = &copy[start..start + entry.frame_length() as usize];
+            let frame = pack::parse_frame(&pack, frame, entry).unwrap();
+            let key = index.header.key_of(&pack, &frame).unwrap();
+            writer.add(&Frame::copy_of(&frame, key)).unwrap();
+        }
+        let session = lab.repository.open_session("three").await.unwrap().session;
+        let bytes = writer.finish().unwrap().bytes;
+        lab.repository.put_pack(session, PackKind::Data, bytes).await.unwrap();
+        lab.repository.abandon(session).await.unwrap();
+        // The older place of "b" is damaged, and nobody knows.
+        let mut bytes = copy.to_vec();
+        let needed = index.entries.iter().find(|entry| chunks.contains(&entry.chunk_id())).unwrap();
+        bytes[needed.offset as usize + 100] ^= 1;
+        backend.delete(&pack.to_string()).await.unwrap();
+        backend.put(&pack.to_string(), bytes.into()).await.unwrap();
+    });
+    forget(&lab, first);
+    let report = gc(&lab, &thorough());
+    assert_eq!(report.damaged.len(), 1, "{report:?}");
+    holds(&lab, second, &kept);
 }

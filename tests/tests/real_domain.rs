@@ -222,7 +222,7 @@ fn guest_under_load_stalls_only_for_moments() {
     let writer = "worst=0; last=$(cut -d' ' -f1 /proc/uptime | tr -d .); n=0; while [ ! -e /run/stop ]; do \
         dd if=/dev/urandom of=/data/load bs=256k count=2 conv=fsync 2>/dev/null; n=$((n+1)); \
         now=$(cut -d' ' -f1 /proc/uptime | tr -d .); took=$((now-last)); last=$now; \
-        [ $took -gt $worst ] && worst=$took; echo $worst $n >/run/worst; done";
+        [ $took -gt $worst ] && worst=$took; echo $worst $n >/run/worst.new; mv /run/worst.new /run/worst; done";
     host.web.write_file("/root/writer", writer.as_bytes()).unwrap();
     host.web.exec("systemd-run --unit=writer sh /root/writer").unwrap();
     std::thread::sleep(Duration::from_secs(5));

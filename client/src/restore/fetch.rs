@@ -314,7 +314,7 @@ impl<'a> Engine<'a> {
         let mut found = self.environment.authority.locate_chunks(&[id]).await?.pop().unwrap_or_default();
         found.retain(|place| !candidates[at].locations.contains(place));
         let read = found.first().map(|&location| alone(Wanted { id, location }));
-        candidates[at].locations = found;
+        candidates[at].locations.extend(found);
         Ok(read)
     }
 

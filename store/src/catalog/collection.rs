@@ -203,12 +203,18 @@ impl Catalog {
                 resurrected += resurrect(transaction, PackKind::Nodes, node.as_bytes())?;
             }
             show_nodes(transaction, late.1)?;
-            // What was stored since the survey and belongs to nobody may refer to what goes now: it is offered again when a
+            // What was stored since the survey, or held by a session then, and belongs to nobody may refer to what goes now: it is offered again when a
             // collection has walked it.
             transaction.execute(
                 &format!("UPDATE packs SET proven = 0 WHERE kind = 2 AND pack > ?1 AND pack NOT IN ({HELD})"),
                 [survey.last_row],
             )?;
+            let mut doubt = transaction.prepare_cached(&format!(
+                "UPDATE packs SET proven = 0 WHERE pack = ?1 AND pack NOT IN ({HELD})"
+            ))?;
+            for row in &survey.held_rows {
+                doubt.execute([row])?;
+            }
             transaction.execute(
                 "INSERT OR IGNORE INTO tombstones (name) SELECT name FROM packs WHERE state = 1",
                 (),

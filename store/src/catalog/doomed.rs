@@ -75,6 +75,8 @@ impl Catalog {
                 if to_catch_up == 0 {
                     return Ok(());
                 }
+                // Dropped by halves here, and seen alive by another owner: it is alive.
+                transaction.execute("DELETE FROM forgotten WHERE gone = 0", ())?;
             }
             let names: Vec<Vec<u8>> = transaction
                 .prepare_cached("SELECT name FROM tombstones UNION SELECT name FROM packs WHERE state = 2")?

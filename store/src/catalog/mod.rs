@@ -141,6 +141,8 @@ impl Catalog {
                 .execute("UPDATE meta SET caught_up = ?1 WHERE caught_up < ?1", [to_sql(generation)])?;
             if noted > 0 {
                 sessions::fence_open(transaction)?;
+                // Nor is it known what hangs below nodes any more. The next collection finds out.
+                transaction.execute("UPDATE packs SET proven = 0", ())?;
             }
             Ok(())
         })

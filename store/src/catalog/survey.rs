@@ -68,6 +68,8 @@ pub struct Survey {
     pub provable: Vec<PackName>,
     /// Packs added later have higher rows.
     pub(super) last_row: i64,
+    /// Rows of node packs that open sessions wrote: what is in them was not looked at.
+    pub(super) held_rows: Vec<i64>,
 }
 
 impl Catalog {
@@ -82,7 +84,10 @@ impl Catalog {
             let damaged = Damaged::read(transaction)?;
             survey_chunks(transaction, marks, &damaged, &mut packs, &mut survey)?;
             survey_nodes(transaction, marks, &damaged, &mut packs, &mut survey)?;
-            for (pack, proven) in packs.into_iter().filter_map(|pack| pack.known) {
+            for (row, (pack, proven)) in (0..).zip(packs).filter_map(|(row, pack)| Some((row, pack.known?))) {
+                if pack.held && pack.kind == PackKind::Nodes {
+                    survey.held_rows.push(row);
+                }
                 let whole = pack.kind == PackKind::Nodes && pack.live_entries == pack.entries;
                 if whole && !proven && !pack.held && pack.state == PackState::Live {
                     survey.provable.push(pack.name);

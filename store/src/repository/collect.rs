@@ -15,7 +15,7 @@ use futures::{StreamExt, stream};
 
 use super::{Repository, deletions, sync};
 use crate::backend::Backend;
-use crate::catalog::{Catalog, PackRecord, PackUse, Settled, Survey};
+use crate::catalog::{Catalog, PackRecord, PackUse, Retired, Settled, Survey};
 use crate::gc::{Count, Forward, GcOptions, GcReport, Marks, Plan, groups, plan};
 use crate::id::PackName;
 use crate::pack::{FinishedPack, PackId, PackKind, TARGET_LENGTH};
@@ -40,10 +40,19 @@ impl Repository {
         self.tidy_up(options, &mut report).await?;
         report.finished = self.delete_doomed(progress).await?;
         let mut marks = Marks::default();
-        let (survey, plan) = self.look(options, progress, &mut marks, &mut report).await?;
-        let Copies { leaving, nodes } = self.copy_forward(plan, &marks, progress, &mut report).await?;
+        let mut proven: Vec<PackName> = Vec::new();
+        let (survey, leaving) = loop {
+            let (survey, plan) = self.look(options, progress, &mut marks, &mut report).await?;
+            let copies = self.copy_forward(plan, &marks, progress, &mut report).await?;
+            proven.extend(copies.nodes);
+            if !copies.met_damage {
+                break (survey, copies.leaving);
+            }
+            // Planned anew: the sound copy of what was just found damaged may have been about to go.
+            (report.kept, report.held, report.unused) = Default::default();
+        };
         let names: Vec<PackName> = leaving.iter().map(|pack| pack.name).collect();
-        let proven: Vec<PackName> = survey.provable.iter().copied().chain(nodes).collect();
+        proven.extend(&survey.provable);
         let survey =
             self.with_catalog(move |catalog| catalog.condemn(&survey, &names).map(|()| survey)).await?;
         report.resurrected = self.settle(survey, marks).await?;
@@ -136,7 +145,7 @@ impl Repository {
     ) -> Result<Copies> {
         count_kept(&plan.keep, report);
         let leaving: HashSet<PackName> = plan.drop.iter().chain(&plan.copy).map(|pack| pack.name).collect();
-        let mut copies = Copies { leaving: plan.drop, nodes: Vec::new() };
+        let mut copies = Copies { leaving: plan.drop, nodes: Vec::new(), met_damage: false };
         progress.phase("copying", Some(plan.copy.iter().map(|pack| pack.live_bytes).sum()));
         for kind in [PackKind::Data, PackKind::Nodes] {
             let of_kind: Vec<PackUse> = plan.copy.iter().filter(|pack| pack.kind == kind).cloned().collect();
@@ -166,11 +175,12 @@ impl Repository {
             };
             let (ids, bytes) = match read {
                 Ok(read) => read,
-                // It may be all that is left of what it holds.
+                // It may be all that is left of what it holds, and is not relied on while there is anything else.
                 Err(error) if error.is_damage() => {
                     report.damaged.push(error.to_string());
-                    report.kept.add(pack.size);
-                    report.unused += pack.unused();
+                    copies.met_damage = true;
+                    let damaged = Retired::Pack(pack.name);
+                    self.with_catalog(move |catalog| catalog.retire(&[damaged])).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -315,6 +325,8 @@ async fn delete(backend: Backend, pack: PackId) -> Result<()> {
 struct Copies {
     leaving: Vec<PackUse>,
     nodes: Vec<PackName>,
+    /// A pack was found damaged: it is out of use now, and all of this was planned without knowing it.
+    met_damage: bool,
 }
 
 fn count_kept(kept: &[PackUse], report: &mut GcReport) {

@@ -171,6 +171,7 @@ pub(super) async fn import(
     drop_vanished(backend, catalog, &snapshots).await?;
     import_packs(backend, catalog).await?;
     let unreadable = adopt_snapshots(backend, catalog, nodes, Sight::First, id, snapshots).await?;
+    retire_marked(backend, catalog, id, Trust::Nothing).await?;
     if owned > 0 {
         catalog.catch_up(owned)?;
     }
