@@ -11,8 +11,8 @@ use crate::id::{PackName, SessionId};
 use crate::pack::{Entry, PackId, PackKind};
 
 impl Catalog {
-    /// Records a pack that the session has stored durably. Repeating it is safe. Sessions that made the same pack each count as
-    /// its writer.
+    /// Records a pack that the session has stored durably. Repeating it is safe. The session counts as
+    /// its writer, also if another process found it in the bucket before.
     ///
     /// # Errors
     /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if a pack of this name is of another kind or on its

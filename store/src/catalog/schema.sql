@@ -24,7 +24,7 @@ CREATE TABLE packs (
     checked     INTEGER NOT NULL DEFAULT 0 -- when it was last read whole, milliseconds since 1970; 0: never
 );
 
--- Who stored a pack. Node packs are not encrypted: two sessions that make the same nodes make the same pack.
+-- Who stored a pack: while that session is open, no collection touches it.
 CREATE TABLE writers (
     session INTEGER NOT NULL,
     pack    INTEGER NOT NULL,

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::damage::{Trust, retire_marked};
 use super::{NodeReader, Repository, catalog_path, claims, sync};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
@@ -88,7 +87,6 @@ impl Repository {
         let nodes = NodeReader::new(backend.clone(), Arc::clone(&new));
         let unreadable = sync::import(backend, &new, &nodes, id, 0).await?;
         drop(nodes);
-        retire_marked(backend, &new, id, Trust::Nothing).await?;
         compare(&new, old.as_ref(), &path, &mut report)?;
         report.unreadable = unreadable.into_iter().map(|StoredDocument { name, .. }| name).collect();
         drop((old, new));

@@ -52,7 +52,6 @@ pub(super) async fn open_catalog(
     remember_owner(&mut catalog, &state.join("owners").join(id.to_string()))?;
     let catalog = Arc::new(catalog);
     import(backend, &catalog, &NodeReader::new(backend.clone(), Arc::clone(&catalog)), id, 0).await?;
-    retire_marked(backend, &catalog, id, Trust::Nothing).await?;
     drop(catalog);
     fs::rename(&building, path).map_err(file("put in place"))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("put in place"))?;
@@ -149,7 +148,7 @@ pub(super) async fn temporary_catalog(id: RepositoryId, backend: &Backend) -> Re
     Ok(catalog)
 }
 
-/// Imports every pack and snapshot that the bucket holds and the catalog does not. `owned`: generation of our claim, or 0. Returns
+/// Imports every pack and snapshot that the bucket holds and the catalog does not, and what its marks name. `owned`: generation of our claim, or 0. Returns
 /// snapshots that cannot be read.
 pub(super) async fn import(
     backend: &Backend,
