@@ -320,9 +320,14 @@ async fn found_record(backend: &Backend, pack: PackId, size: u64) -> Result<Opti
 /// What a pack holds: by its trailer, or by its frames if the trailer is damaged.
 async fn read_record(backend: &Backend, pack: PackId, size: u64) -> Result<PackRecord> {
     let entries = match read_trailer(backend, pack, size).await {
-        Err(Error::Damaged { object, what }) => {
-            tracing::warn!("{object} is damaged: {what}; reading its frames instead");
-            walk(&pack, &backend.get(&pack.to_string()).await?)
+        Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => {
+            let bytes = backend.get(&pack.to_string()).await?;
+            // A newer build's, or one in which a bit of the version flipped.
+            if matches!(error, Error::Version { .. }) && pack::name_of(&bytes) == pack.name {
+                return Err(error);
+            }
+            tracing::warn!("{error}; reading its frames instead");
+            walk(&pack, &bytes)
         }
         other => other?,
     };
