@@ -243,6 +243,12 @@ fn damage_hint(object: &str) -> &'static str {
         names::SNAPSHOTS => {
             "`underlay repair` puts it back if this host's catalog holds it; `underlay forget` drops it, given its whole id"
         }
+        names::DELETIONS | names::CLOSINGS => {
+            "what other owners were deleting cannot be told: if no other host writes to it, `underlay repair claim` makes this host the owner anew, who relies on all that is there"
+        }
+        names::RETIRED => {
+            "its pack is not relied on; `underlay check --read-data` finds again what is wrong in it"
+        }
         names::PROTECTED | names::DAMAGED => "it counts all the same; `underlay repair` writes it anew",
         _ => {
             "`underlay repair` finds out which snapshots are affected, and the next backups store again what disks still hold"

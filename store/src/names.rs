@@ -24,6 +24,8 @@ pub const PROTECTED: &str = "protected/";
 pub const DAMAGED: &str = "damaged/";
 /// Folder of records of what is being deleted, with its slash.
 pub const DELETIONS: &str = "deletions/";
+/// Folder of records of what was stored wrong, with its slash.
+pub const RETIRED: &str = "retired/";
 
 /// Folder of what each owner found of the deletions of those before it, with its slash.
 pub const CLOSINGS: &str = "closings/";
@@ -45,6 +47,8 @@ pub enum ObjectName {
     Protection(SnapshotId),
     /// `damaged/<32 hex>.json`: that snapshot lost data.
     Damage(SnapshotId),
+    /// `retired/<64 hex>.json`: something in that pack was stored wrong.
+    Retired(PackName),
     /// `deletions/<16 hex>-<8 hex>.json`: the generation of the owner who deletes, and a count.
     Deletion(u64, u32),
     /// `closings/<16 hex>.json`; the value is the generation of the owner who wrote it.
@@ -65,6 +69,7 @@ impl ObjectName {
             SNAPSHOTS => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Snapshot),
             PROTECTED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Protection),
             DAMAGED => SnapshotId::from_hex(rest.strip_suffix(".json")?).map(Self::Damage),
+            RETIRED => PackName::from_hex(rest.strip_suffix(".json")?).map(Self::Retired),
             DELETIONS => {
                 let (generation, number) = rest.strip_suffix(".json")?.split_once('-')?;
                 let deletion = Self::Deletion(
@@ -104,6 +109,7 @@ impl fmt::Display for ObjectName {
             Self::Snapshot(snapshot) => write!(f, "{SNAPSHOTS}{snapshot}.json"),
             Self::Protection(snapshot) => write!(f, "{PROTECTED}{snapshot}.json"),
             Self::Damage(snapshot) => write!(f, "{DAMAGED}{snapshot}.json"),
+            Self::Retired(pack) => write!(f, "{RETIRED}{pack}.json"),
             Self::Closing(generation) => write!(f, "{CLOSINGS}{generation:016x}.json"),
             Self::Deletion(generation, number) => write!(f, "{DELETIONS}{generation:016x}-{number:08x}.json"),
         }
@@ -140,6 +146,11 @@ pub fn damage(snapshot: &SnapshotId) -> String {
     ObjectName::Damage(*snapshot).to_string()
 }
 
+/// `retired/<64 hex>.json`.
+pub fn retired(pack: &PackName) -> String {
+    ObjectName::Retired(*pack).to_string()
+}
+
 /// `deletions/<16 hex>-<8 hex>.json`.
 pub fn deletion(generation: u64, number: u32) -> String {
     ObjectName::Deletion(generation, number).to_string()
@@ -164,6 +175,7 @@ mod tests {
             ObjectName::Protection(SnapshotId::new([0x5f; 16])),
             ObjectName::Damage(SnapshotId::new([0x6f; 16])),
             ObjectName::Deletion(7, u32::MAX),
+            ObjectName::Retired(PackName::new([0xcd; 32])),
             ObjectName::Closing(7),
             ObjectName::Pack(PackKind::Data, PackName::new([0xcd; 32])),
             ObjectName::Pack(PackKind::Nodes, PackName::new([0x01; 32])),

@@ -19,6 +19,12 @@ pub enum Rule {
     ReadClaimAgain = 6,
     /// What is about to be deleted is recorded in the bucket.
     RecordDeletions = 7,
+    /// A collection reads a pack before it lets another copy of what is in it go.
+    ReadKeepers = 8,
+    /// A catalog that was built anew needs a new claim.
+    ClaimAnew = 9,
+    /// Nodes that are dead are not offered, even where their pack stays.
+    HideDeadNodes = 10,
 }
 
 #[cfg(feature = "simulation")]

@@ -90,6 +90,9 @@ impl Gc {
         );
         told(&rewritten, report.copied_from)?;
         told("kept", report.kept)?;
+        if report.keepers > 0 {
+            say(format!("{} read: another copy of what is in them goes", count(report.keepers, "pack")))?;
+        }
         if report.held.packs > 0 {
             told("of those by backups under way", report.held)?;
         }

@@ -10,6 +10,7 @@
 mod collection;
 mod doomed;
 mod lookup;
+mod ownership;
 mod packs;
 mod record;
 mod retired;
@@ -100,52 +101,6 @@ impl Catalog {
             hook: Some(hook),
             collecting: Arc::clone(&self.collecting),
         }
-    }
-
-    /// Makes this catalog act for an owner that the host remembers: its file was lost, the host was not.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn set_owner(&mut self, owner: OwnerId) -> Result<()> {
-        self.write("set the owner", |transaction| {
-            transaction.execute("UPDATE meta SET owner = ?1", [owner.as_bytes()])?;
-            Ok(())
-        })?;
-        self.owner = owner;
-        Ok(())
-    }
-
-    /// Who this catalog is in ownership claims. Random, made once with the file.
-    pub fn owner(&self) -> OwnerId {
-        self.owner
-    }
-
-    /// The claim of ours, by its generation, after which this catalog has read all that others had stored; 0 if none.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn caught_up(&self) -> Result<u64> {
-        self.read("look up the claim", |transaction| {
-            Ok(from_sql(transaction.query_row("SELECT caught_up FROM meta", (), |row| row.get(0))?))
-        })
-    }
-
-    /// Notes that all is read that others had stored before our claim of `generation`. Sessions from before it are shut out, the first
-    /// time: others may have deleted what they were promised.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn catch_up(&self, generation: u64) -> Result<()> {
-        self.write("catch up with a claim", |transaction| {
-            let noted = transaction
-                .execute("UPDATE meta SET caught_up = ?1 WHERE caught_up < ?1", [to_sql(generation)])?;
-            if noted > 0 {
-                sessions::fence_open(transaction)?;
-                // Nor is it known what hangs below nodes any more. The next collection finds out.
-                transaction.execute("UPDATE packs SET proven = 0", ())?;
-            }
-            Ok(())
-        })
     }
 
     /// Runs `work` in a transaction that excludes other writers from its start.

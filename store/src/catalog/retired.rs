@@ -1,15 +1,15 @@
 //! What checks found: places that are not to be relied on, roots that lost something, when each pack was read.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::lookup::{code, table};
+use super::lookup::{code, kind_of, table};
 use super::record::{PackRecord, Retired};
 use super::{Catalog, Outcome, expect, failed, from_sql, to_sql};
 use crate::error::Result;
-use crate::id::{NodeId, PackName, Root};
+use crate::id::{ChunkId, NodeId, PackName, Root};
 use crate::pack::{PackId, PackKind};
 
 impl Catalog {
@@ -32,6 +32,27 @@ impl Catalog {
                 };
             }
             Ok(changed as u64)
+        })
+    }
+
+    /// By pack, what was found wrong in it although the pack is what was stored; in ascending order.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`](crate::Error::Catalog).
+    pub fn stored_wrong(&self) -> Result<BTreeMap<PackName, Vec<ChunkId>>> {
+        self.read("list what was stored wrong", |transaction| {
+            let mut find = transaction.prepare_cached(
+                "SELECT p.name, r.id FROM retired r JOIN packs p ON p.pack = r.pack
+                 WHERE r.wrong = 1 ORDER BY p.name, r.id",
+            )?;
+            let mut rows = find.query(())?;
+            let mut wrong: BTreeMap<PackName, Vec<ChunkId>> = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                let (name, id): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                let name = expect(PackName::from_slice(&name), "pack name")?;
+                wrong.entry(name).or_default().push(expect(ChunkId::from_slice(&id), "chunk id")?);
+            }
+            Ok(wrong)
         })
     }
 
@@ -84,8 +105,7 @@ impl Catalog {
             let mut packs = Vec::new();
             while let Some(row) = rows.next()? {
                 let (name, kind): (Vec<u8>, u8) = (row.get(0)?, row.get(1)?);
-                let kind = if kind == code(PackKind::Data) { PackKind::Data } else { PackKind::Nodes };
-                packs.push(PackId::new(kind, expect(PackName::from_slice(&name), "pack name")?));
+                packs.push(PackId::new(kind_of(kind), expect(PackName::from_slice(&name), "pack name")?));
             }
             Ok(packs)
         })

@@ -11,7 +11,7 @@ use super::{Failure, Outcome, expect};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// From version 1: nothing but a new table.
 const FROM_VERSION_1: &str =
     "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
@@ -27,6 +27,12 @@ const FROM_VERSION_2: &str = "ALTER TABLE packs ADD COLUMN checked INTEGER NOT N
         DELETE FROM retired WHERE pack = old.pack;
     END;
     CREATE TABLE affected (node BLOB PRIMARY KEY) WITHOUT ROWID";
+/// From version 3: what tells an old copy of this catalog, or a new one, from the one that others rely on; what all processes of this
+/// host say of earlier owners.
+const FROM_VERSION_3: &str = "ALTER TABLE meta ADD COLUMN born INTEGER;
+    ALTER TABLE meta ADD COLUMN records INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN closing BLOB";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
 /// How long a transaction waits for those of other processes.
@@ -62,7 +68,7 @@ pub(super) fn prepare(
 
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = version(&transaction)?;
-    for (version, change) in [(1, FROM_VERSION_1), (2, FROM_VERSION_2)] {
+    for (version, change) in [(1, FROM_VERSION_1), (2, FROM_VERSION_2), (3, FROM_VERSION_3)] {
         if (1..=version).contains(&found) {
             transaction.execute_batch(change)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
@@ -141,7 +147,7 @@ mod tests {
         assert_eq!(number("page_size"), 8192);
         assert_eq!(number("synchronous"), 2);
         assert_eq!(number("busy_timeout"), 60_000);
-        assert_eq!(number("user_version"), 3);
+        assert_eq!(number("user_version"), 4);
     }
 
     #[test]
@@ -158,21 +164,23 @@ mod tests {
     fn a_newer_version_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 4).unwrap();
+        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 5).unwrap();
         let error = Catalog::open(&path, repository()).unwrap_err();
-        assert!(matches!(error, Error::Version { found: 4, known: 3, .. }), "{error:?}");
+        assert!(matches!(error, Error::Version { found: 5, known: 4, .. }), "{error:?}");
     }
 
     #[test]
     fn an_older_catalog_is_brought_up_to_date() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
+        let third = "ALTER TABLE meta DROP COLUMN born; ALTER TABLE meta DROP COLUMN records;
+            ALTER TABLE meta DROP COLUMN closed; ALTER TABLE meta DROP COLUMN closing; PRAGMA user_version = 3";
         let second =
             "DROP TABLE affected; DROP TRIGGER a_pack_that_goes_is_retired_no_more; DROP TABLE retired;
             ALTER TABLE packs DROP COLUMN checked; ALTER TABLE expected_packs DROP COLUMN session;
             ALTER TABLE meta DROP COLUMN caught_up; DROP TABLE tombstones; PRAGMA user_version = 2";
         let first = "DROP TABLE forgotten; PRAGMA user_version = 1";
-        for changes in [&[second][..], &[second, first]] {
+        for changes in [&[third][..], &[third, second], &[third, second, first]] {
             let catalog = Catalog::open(&path, repository()).unwrap();
             changes.iter().for_each(|change| catalog.lock().execute_batch(change).unwrap());
             drop(catalog);

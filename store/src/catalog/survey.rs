@@ -10,7 +10,7 @@ use super::record::PackState;
 use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName};
-use crate::pack::{ENTRY_LENGTH, FRAME_HEADER_LENGTH, PackKind};
+use crate::pack::{ENTRY_LENGTH, FRAME_HEADER_LENGTH, PackId, PackKind};
 
 /// Bytes of a stored chunk or node in its pack, apart from its payload.
 const AROUND: u64 = FRAME_HEADER_LENGTH as u64 + ENTRY_LENGTH as u64;
@@ -66,6 +66,8 @@ pub struct Survey {
     pub live_entries: u64,
     /// Node packs all of whose nodes are alive, not known as such.
     pub provable: Vec<PackName>,
+    /// Packs that both hold something alive: if one goes, the other is relied on.
+    pub shared: Vec<(PackId, PackId)>,
     /// Packs added later have higher rows.
     pub(super) last_row: i64,
     /// Rows of node packs that open sessions wrote: what is in them was not looked at.
@@ -84,6 +86,7 @@ impl Catalog {
             let damaged = Damaged::read(transaction)?;
             survey_chunks(transaction, marks, &damaged, &mut packs, &mut survey)?;
             survey_nodes(transaction, marks, &damaged, &mut packs, &mut survey)?;
+            survey.shared = shared(&packs);
             for (row, (pack, proven)) in (0..).zip(packs).filter_map(|(row, pack)| Some((row, pack.known?))) {
                 if pack.held && pack.kind == PackKind::Nodes {
                     survey.held_rows.push(row);
@@ -103,6 +106,8 @@ impl Catalog {
 #[derive(Default, Clone)]
 struct Row {
     known: Option<(PackUse, bool)>,
+    /// Rows of packs that hold something alive that lies here, too.
+    shares_with: HashSet<i64>,
 }
 
 fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
@@ -143,11 +148,13 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
 #[derive(Default)]
 struct Keeper {
     best: Option<(bool, i64, u64)>,
+    places: Vec<i64>,
 }
 
 impl Keeper {
     fn offer(&mut self, packs: &[Row], row: i64, out_of_use: bool, bytes: u64) {
         let Some((pack, _)) = known(packs, row) else { return };
+        self.places.push(row);
         let worse = out_of_use || pack.state != PackState::Live;
         if self.best.is_none_or(|(best, at, _)| (worse, row) < (best, at)) {
             self.best = Some((worse, row, bytes));
@@ -155,15 +162,29 @@ impl Keeper {
     }
 
     fn settle(&mut self, packs: &mut [Row], live_entries: &mut u64) {
+        let places = std::mem::take(&mut self.places);
         let Some((_, row, bytes)) = self.best.take() else { return };
-        let pack =
-            usize::try_from(row).ok().and_then(|row| packs.get_mut(row)).and_then(|row| row.known.as_mut());
-        if let Some((pack, _)) = pack {
+        let Some(kept) = usize::try_from(row).ok().and_then(|row| packs.get_mut(row)) else { return };
+        if let Some((pack, _)) = &mut kept.known {
             pack.live_entries += 1;
             pack.live_bytes += bytes;
             *live_entries += 1;
         }
+        // With the one that counts: it stays, or is read when it is copied.
+        kept.shares_with.extend(places.into_iter().filter(|place| *place != row));
     }
+}
+
+fn shared(packs: &[Row]) -> Vec<(PackId, PackId)> {
+    let id = |(pack, _): &(PackUse, bool)| PackId::new(pack.kind, pack.name);
+    let mut shared = Vec::new();
+    for row in packs {
+        let Some(this) = &row.known else { continue };
+        let others = row.shares_with.iter().filter_map(|other| known(packs, *other));
+        shared.extend(others.map(|other| (id(this), id(other))));
+    }
+    shared.sort();
+    shared
 }
 
 fn known(packs: &[Row], row: i64) -> Option<&(PackUse, bool)> {

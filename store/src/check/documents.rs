@@ -2,7 +2,7 @@
 
 use super::{CheckReport, Ground};
 use crate::names::{self, ObjectName};
-use crate::snapshot::{Claim, DamageMark, Descriptor, Protection};
+use crate::snapshot::{Claim, DamageMark, Descriptor, Protection, RetiredPlaces};
 use crate::{Result, key};
 
 /// Reads every document but snapshots. What needs a key to be verified is verified by whoever has it.
@@ -17,7 +17,7 @@ pub(super) async fn documents(ground: &Ground<'_>, report: &mut CheckReport) -> 
         Err(error) => return Err(error),
     }
     let mut claims = Vec::new();
-    for folder in [names::KEYS, names::CLAIMS, names::PROTECTED, names::DAMAGED] {
+    for folder in [names::KEYS, names::CLAIMS, names::PROTECTED, names::DAMAGED, names::RETIRED] {
         for (name, _) in backend.list(folder).await? {
             let Some(object) = ObjectName::parse(&name) else { continue };
             let bytes = match backend.get(&name).await {
@@ -30,6 +30,7 @@ pub(super) async fn documents(ground: &Ground<'_>, report: &mut CheckReport) -> 
                 ObjectName::Claim(generation) => Claim::open(generation, repository, &bytes).map(drop),
                 ObjectName::Protection(snapshot) => Protection::open(&snapshot, &bytes).map(drop),
                 ObjectName::Damage(snapshot) => DamageMark::open(&snapshot, &bytes).map(drop),
+                ObjectName::Retired(pack) => RetiredPlaces::open(&pack, repository, &bytes).map(drop),
                 _ => Ok(()),
             };
             match (object, read) {

@@ -71,6 +71,8 @@ pub struct GcReport {
     pub unused: u64,
     /// Of the kept packs, those that open sessions wrote.
     pub held: Count,
+    /// Packs that were read because they hold another copy of what goes.
+    pub keepers: u64,
     /// Packs that something came to need while this collection looked: kept.
     pub resurrected: u64,
     /// Sessions that are open.
@@ -79,7 +81,7 @@ pub struct GcReport {
     pub fenced_sessions: u64,
     /// Chunks and nodes that snapshots need and that are in no pack.
     pub missing: u64,
-    /// Packs that were to be copied and are damaged: left as they are.
+    /// Packs that were to be copied, or relied on instead of another copy, and are damaged: left as they are.
     pub damaged: Vec<String>,
 }
 

@@ -1,10 +1,10 @@
-//! Claims that cannot be read.
+//! Claims, and what belongs to them, that cannot be read.
 
 use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{Repository, catalog_path, owner, sync};
+use super::{Repository, catalog_path, deletions, owner, sync};
 use crate::backend::Backend;
 use crate::id::{OwnerId, RepositoryId};
 use crate::names::{self, CLAIMS};
@@ -28,29 +28,42 @@ pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Res
 }
 
 impl Repository {
-    /// Makes the repository this host's if its newest claim cannot be read: nobody can tell whose it was. Returns the new claim's
-    /// name; `None` if there was nothing to do. The damaged claim stays where it is.
+    /// Makes the repository this host's if its newest claim cannot be read: nobody can tell whose it was. Or if it is this host's, and
+    /// records of what earlier owners deleted cannot be read: the new owner does without those. Returns the new claim's name; `None` if there
+    /// was nothing to do. What is damaged stays where it is.
     ///
     /// # Errors
-    /// As [`Repository::open`].
+    /// [`Error::OwnedElsewhere`] if it is for the owner to do; as [`Repository::open`].
     pub async fn repair_claim(backend: &Backend, state: &Path, dry_run: bool) -> Result<Option<String>> {
         let id = Descriptor::peek(&backend.get(names::DESCRIPTOR).await?)?.repository;
-        match current(backend, &id).await {
-            Err(error) if is_damaged_claim(&error) => {}
+        let highest = owner::highest(backend).await?;
+        let known = match current(backend, &id).await {
+            Err(error) if is_damaged_claim(&error) => None,
             Err(error) => return Err(error),
-            Ok(_) => return Ok(None),
-        }
+            Ok(_) if deletions::honoured(backend, &id, highest).await?.unreadable.is_empty() => {
+                return Ok(None);
+            }
+            Ok(claim) => claim,
+        };
         let path = catalog_path(backend, state, id);
         let owner: OwnerId = match sync::remembered_owner(state, id)? {
             Some(owner) => owner,
             None => sync::open_catalog(&path, state, id, backend).await?.owner(),
         };
-        let generation = owner::highest(backend).await? + 1;
+        if let Some(claim) = known.filter(|claim| claim.owner != owner) {
+            return Err(owner::elsewhere(&claim));
+        }
+        let generation = highest + 1;
         let name = names::claim(generation);
         if !dry_run {
             let created = Timestamp::now();
             let claim = Claim { repository: id, generation, owner, host: owner::host_name(), created };
             backend.put(&name, Bytes::from(claim.seal())).await?;
+            let found = deletions::honoured(backend, &id, generation).await?;
+            if !found.unreadable.is_empty() {
+                let closing = found.closing(id, generation);
+                backend.put(&names::closing(generation), Bytes::from(closing.seal())).await?;
+            }
         }
         Ok(Some(name))
     }

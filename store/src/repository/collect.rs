@@ -3,7 +3,8 @@
 //! 1. Idle sessions are shut out; what killed writers left is taken in; forgotten snapshots' objects go; what an earlier collection
 //!    had decided to delete goes.
 //! 2. Mark: everything that snapshots and open sessions hold, by walking trees.
-//! 3. Plan: packs without life go; of those with little life, it is copied to new packs, which are published first.
+//! 3. Plan: packs without life go; of those with little life, it is copied to new packs, which are published first. Where one of
+//!    several copies goes, a pack with another is read whole before.
 //! 4. Condemn: what goes is not offered to backups any more, nor are dead nodes. All of it can still be read.
 //! 5. Settle: mark again what came to be held meanwhile, until one transaction finds nothing new. It takes packs into use again that
 //!    something needs now, and decides about the others.
@@ -13,11 +14,13 @@ use std::collections::HashSet;
 
 use futures::{StreamExt, stream};
 
+use super::damage::Verdict;
 use super::{Repository, deletions, sync};
 use crate::backend::Backend;
 use crate::catalog::{Catalog, PackRecord, PackUse, Retired, Settled, Survey};
 use crate::gc::{Count, Forward, GcOptions, GcReport, Marks, Plan, groups, plan};
 use crate::id::PackName;
+use crate::names;
 use crate::pack::{FinishedPack, PackId, PackKind, TARGET_LENGTH};
 use crate::progress::{Progress, Silent};
 use crate::sabotage::{Rule, broken};
@@ -41,8 +44,12 @@ impl Repository {
         report.finished = self.delete_doomed(progress).await?;
         let mut marks = Marks::default();
         let mut proven: Vec<PackName> = Vec::new();
+        let mut read: HashSet<PackId> = HashSet::new();
         let (survey, leaving) = loop {
             let (survey, plan) = self.look(options, progress, &mut marks, &mut report).await?;
+            if !self.keepers_are_sound(&survey, &plan, &mut read, &mut report).await? {
+                continue;
+            }
             let copies = self.copy_forward(plan, &marks, progress, &mut report).await?;
             proven.extend(copies.nodes);
             if !copies.met_damage {
@@ -133,6 +140,51 @@ impl Repository {
             })
             .await?;
         Ok(())
+    }
+
+    /// Where of several copies of something one goes, reads a pack whole that is relied on instead, once. A catalog that was built anew does not
+    /// know what was found damaged before. Whether all of them are what their names say; the others are out of use now.
+    async fn keepers_are_sound(
+        &self,
+        survey: &Survey,
+        plan: &Plan,
+        read: &mut HashSet<PackId>,
+        report: &mut GcReport,
+    ) -> Result<bool> {
+        if broken(Rule::ReadKeepers) {
+            return Ok(true);
+        }
+        let leaving: HashSet<PackName> = plan.drop.iter().chain(&plan.copy).map(|pack| pack.name).collect();
+        let keepers = survey.shared.iter().filter_map(|(one, other)| {
+            match (leaving.contains(&one.name), leaving.contains(&other.name)) {
+                (true, false) => Some(*other),
+                (false, true) => Some(*one),
+                // Neither goes; or both, and what is copied is read for that.
+                _ => None,
+            }
+        });
+        let mut sound = true;
+        for keeper in keepers {
+            if !read.insert(keeper) {
+                continue;
+            }
+            report.keepers += 1;
+            match self.look_at(&keeper).await? {
+                Verdict::AsStored => {}
+                Verdict::Damaged => {
+                    sound = false;
+                    report.damaged.push(format!("{keeper} is missing, or not what its name says"));
+                    self.with_catalog(move |catalog| catalog.retire(&[Retired::Pack(keeper.name)])).await?;
+                }
+                Verdict::CatalogDiffers => {
+                    let what = format!(
+                        "it says of {keeper} what that pack does not; `underlay repair catalog` builds it anew"
+                    );
+                    return Err(Error::damaged("catalog", what));
+                }
+            }
+        }
+        Ok(sound)
     }
 
     /// Copies what is alive out of the packs that are to be copied, and publishes the new ones.
@@ -292,18 +344,21 @@ impl Repository {
         if doomed.is_empty() {
             return Ok(gone);
         }
+        let wrong = self.with_catalog(Catalog::stored_wrong).await?;
         progress.phase("deleting", Some(doomed.len() as u64));
         for some in doomed.chunks(TOGETHER) {
             let packs: Vec<PackId> = some.iter().map(|(pack, _)| *pack).collect();
             let generation = self.ownership.generation();
             if !broken(Rule::RecordDeletions) {
-                deletions::record(&self.backend, self.id, generation, &packs).await?;
+                deletions::record(&self.backend, self.id, generation, &packs, &self.catalog).await?;
             }
             // Whoever takes over after this reads the record, and relies on none of them.
             if !broken(Rule::ReadClaimAgain) {
                 self.ownership.still_ours(&self.backend).await?;
             }
-            let deletes: Vec<_> = packs.into_iter().map(|pack| delete(self.backend.clone(), pack)).collect();
+            let deletes: Vec<_> = (packs.into_iter())
+                .map(|pack| delete(self.backend.clone(), pack, wrong.contains_key(&pack.name)))
+                .collect();
             let mut running = stream::iter(deletes).buffer_unordered(PARALLEL);
             while let Some(deleted) = running.next().await {
                 deleted?;
@@ -316,8 +371,13 @@ impl Repository {
     }
 }
 
-async fn delete(backend: Backend, pack: PackId) -> Result<()> {
-    backend.delete(&pack.to_string()).await
+/// Deletes a pack, and then what is recorded about it.
+async fn delete(backend: Backend, pack: PackId, wrong: bool) -> Result<()> {
+    backend.delete(&pack.to_string()).await?;
+    match wrong {
+        true => backend.delete(&names::retired(&pack.name)).await,
+        false => Ok(()),
+    }
 }
 
 /// What leaves, and what was made of it.

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
-use super::Repository;
+use super::{Repository, deletions, owner, retired};
 use crate::authority::{Marked, RepairOptions, RepairReport, Withdrawal, Withdrawn};
 use crate::backend::Backend;
 use crate::catalog::{Catalog, PackRecord, Retired};
 use crate::check::{self, CheckOptions, Checked, Ground};
-use crate::id::{RepositoryId, Root, SnapshotId};
+use crate::id::{PackName, RepositoryId, Root, SnapshotId};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, PackId, PackKind};
 use crate::progress::Progress;
@@ -37,6 +37,12 @@ impl Repository {
         let mut checked = check::check(&ground, options, progress).await?;
         if let Some(what) = &self.lost_catalog {
             checked.report.find("catalog", what.clone());
+        }
+        let highest = owner::highest(&self.backend).await?;
+        for error in deletions::honoured(&self.backend, &self.id, highest).await?.unreadable {
+            if let Error::Damaged { object, .. } | Error::Missing { object } = &error {
+                checked.report.find(object.clone(), error.to_string());
+            }
         }
         Ok(checked)
     }
@@ -75,17 +81,24 @@ impl Repository {
             true => Vec::new(),
             false => damage.roots.clone(),
         };
+        let wrong: BTreeSet<PackName> = (retired.iter())
+            .filter_map(|place| match place {
+                Retired::Place { pack, wrong: true, .. } => Some(*pack),
+                _ => None,
+            })
+            .collect();
         withdrawn.retired = self
             .with_catalog(move |catalog| {
                 catalog.set_affected_roots(&roots, false)?;
                 catalog.retire(&retired)
             })
             .await?;
+        retired::record(self, &wrong).await?;
         Ok(withdrawn)
     }
 
     /// Reads a pack whole: is it what was stored, and what the catalog says it is?
-    async fn look_at(&self, id: &PackId) -> Result<Verdict> {
+    pub(super) async fn look_at(&self, id: &PackId) -> Result<Verdict> {
         let bytes = match self.backend.get(&id.to_string()).await {
             Ok(bytes) if pack::name_of(&bytes) == id.name => bytes,
             Ok(_) => return Ok(Verdict::Damaged),
@@ -206,7 +219,7 @@ impl Repository {
 
 /// What a second look at a pack says.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     /// It is missing, or not what its name says.
     Damaged,
     /// It is what was stored: what is wrong in it was stored wrong.

@@ -8,6 +8,7 @@ mod deletions;
 mod nodes;
 mod owner;
 mod rebuild;
+mod retired;
 mod sync;
 
 use std::fmt;
@@ -125,7 +126,8 @@ impl Repository {
         clock: Clock,
         access: Access,
     ) -> Result<Self> {
-        let ownership = owner::Ownership::settle(&backend, id, catalog.owner(), access).await?;
+        deletions::is_this_the_newest(&backend, &catalog).await?;
+        let ownership = owner::Ownership::settle(&backend, id, &catalog, access).await?;
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
         // Whoever took the repository over and was killed right after has the claim, and knows nothing yet of what others did before.
         // If the claim cannot be read it may be this host's: nothing is concluded from what is not listed.

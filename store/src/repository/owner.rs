@@ -8,8 +8,10 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 
 use crate::backend::Backend;
+use crate::catalog::Catalog;
 use crate::id::{OwnerId, RepositoryId};
 use crate::names::{self, ObjectName};
+use crate::sabotage::{Rule, broken};
 use crate::snapshot::{Claim, Timestamp};
 use crate::{Error, Result};
 
@@ -80,14 +82,19 @@ async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Res
 }
 
 impl Ownership {
-    /// Finds out whose the repository is and makes it `owner`'s where `access` asks for that.
+    /// Finds out whose the repository is and makes it the catalog's owner's where `access` asks for that.
+    ///
+    /// A claim of that owner which is older than its catalog is not relied on: somebody may still be using the catalog that it was
+    /// made with, and what that does would not be known here.
     pub(super) async fn settle(
         backend: &Backend,
         repository: RepositoryId,
-        owner: OwnerId,
+        catalog: &Catalog,
         access: Access,
     ) -> Result<Self> {
+        let owner = catalog.owner();
         let highest = highest(backend).await?;
+        let born = if broken(Rule::ClaimAnew) { 0 } else { catalog.born(highest)? };
         let mut unknown = false;
         let claim = match read(backend, &repository, highest).await {
             // Whoever reads works beside any owner, and whoever takes over asks none.
@@ -106,10 +113,12 @@ impl Ownership {
             lost: OnceLock::new(),
         };
         match (&claim, access) {
-            (Some(claim), _) if claim.owner == owner => return Ok(of(claim.generation)),
-            (Some(claim), Access::Write) => return Err(elsewhere(claim)),
+            (Some(claim), _) if claim.owner == owner && claim.generation > born => {
+                return Ok(of(claim.generation));
+            }
             (_, Access::Read) => return Ok(of(0)),
-            (None, Access::Write) | (_, Access::TakeOver) => {}
+            (Some(claim), Access::Write) if claim.owner != owner => return Err(elsewhere(claim)),
+            (_, Access::Write | Access::TakeOver) => {}
         }
         let generation = highest + 1;
         let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
@@ -159,7 +168,7 @@ impl Ownership {
     }
 }
 
-fn elsewhere(claim: &Claim) -> Error {
+pub(super) fn elsewhere(claim: &Claim) -> Error {
     Error::OwnedElsewhere { host: claim.host.clone(), generation: claim.generation }
 }
 
@@ -173,20 +182,42 @@ pub(super) fn host_name() -> String {
 mod tests {
     use super::*;
 
+    fn catalog(repository: RepositoryId) -> Catalog {
+        Catalog::in_memory(repository).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_new_catalog_claims_anew() {
+        let backend = Backend::memory();
+        let repository = RepositoryId::random();
+        let settle = |catalog, access| Ownership::settle(&backend, repository, catalog, access);
+        let first = catalog(repository);
+        assert_eq!(settle(&first, Access::Write).await.unwrap().generation(), 1);
+        let held = settle(&first, Access::Write).await.unwrap();
+        held.still_ours(&backend).await.unwrap();
+        let mut second = catalog(repository);
+        second.set_owner(first.owner()).unwrap();
+        assert_eq!(settle(&second, Access::Read).await.unwrap().generation(), 0);
+        assert_eq!(settle(&second, Access::Write).await.unwrap().generation(), 2);
+        assert_eq!(settle(&second, Access::Write).await.unwrap().generation(), 2);
+        assert!(matches!(held.still_ours(&backend).await, Err(Error::OwnedElsewhere { generation: 2, .. })));
+    }
+
     #[tokio::test]
     async fn a_claim_that_cannot_be_read_keeps_out_only_those_who_write() {
         let backend = Backend::memory();
-        let (repository, owner) = (RepositoryId::random(), OwnerId::random());
-        let settle = |owner, access| Ownership::settle(&backend, repository, owner, access);
-        settle(owner, Access::Write).await.unwrap();
+        let repository = RepositoryId::random();
+        let (ours, theirs) = (catalog(repository), catalog(repository));
+        let settle = |catalog, access| Ownership::settle(&backend, repository, catalog, access);
+        settle(&ours, Access::Write).await.unwrap();
         backend.put(&names::claim(2), Bytes::from_static(b"{}")).await.unwrap();
-        let refused = settle(owner, Access::Write).await.unwrap_err();
+        let refused = settle(&ours, Access::Write).await.unwrap_err();
         assert!(refused.to_string().contains("claims/0000000000000002.json"), "{refused}");
-        assert_eq!(settle(owner, Access::Read).await.unwrap().generation(), 0);
-        let taken = settle(OwnerId::random(), Access::TakeOver).await.unwrap();
+        assert_eq!(settle(&ours, Access::Read).await.unwrap().generation(), 0);
+        let taken = settle(&theirs, Access::TakeOver).await.unwrap();
         assert_eq!(taken.generation(), 3);
         assert!(matches!(
-            settle(owner, Access::Write).await,
+            settle(&ours, Access::Write).await,
             Err(Error::OwnedElsewhere { generation: 3, .. })
         ));
     }
@@ -196,8 +227,8 @@ mod tests {
         let backend = Backend::memory();
         backend.put(&names::claim(u64::MAX), Bytes::from_static(b"{}")).await.unwrap();
         for access in [Access::Read, Access::Write, Access::TakeOver] {
-            let settled =
-                Ownership::settle(&backend, RepositoryId::new([1; 16]), OwnerId::random(), access).await;
+            let repository = RepositoryId::new([1; 16]);
+            let settled = Ownership::settle(&backend, repository, &catalog(repository), access).await;
             assert!(settled.unwrap_err().to_string().contains("claims/ffffffffffffffff.json"));
         }
     }

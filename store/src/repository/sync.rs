@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::damage::{Trust, retire_marked};
-use super::{NodeReader, deletions, owner};
+use super::{NodeReader, deletions, owner, retired};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::{Catalog, Held, PackRecord, SessionState, SnapshotRecord};
@@ -159,18 +159,22 @@ pub(super) async fn import(
 ) -> Result<Vec<StoredDocument>> {
     // After the claim was written, if one is: whatever is recorded later is not deleted any more.
     let generation = owner::highest(backend).await?;
-    let (buried, records) = deletions::honoured(backend, &id, generation).await?;
+    let mut found = deletions::honoured(backend, &id, generation).await?;
     if owned > 0 {
-        deletions::close(backend, id, owned, &records).await?;
+        found = deletions::close(backend, catalog, id, owned, found).await?;
     }
-    catalog.exhume_all_but(&buried, owned)?;
-    catalog.bury(&buried)?;
+    for error in &found.unreadable {
+        tracing::warn!("{error}; what it says of deleted packs is not known");
+    }
+    catalog.exhume_all_but(&found.packs, owned)?;
+    catalog.bury(&found.packs)?;
     // Snapshots are listed first: whatever they need was stored before them.
     let snapshots = backend.list(names::SNAPSHOTS).await?;
     drop_vanished(backend, catalog, &snapshots).await?;
     import_packs(backend, catalog).await?;
     let unreadable = adopt_snapshots(backend, catalog, nodes, Sight::First, id, snapshots).await?;
     retire_marked(backend, catalog, id, Trust::Nothing).await?;
+    retired::honour(backend, catalog, &id).await?;
     if owned > 0 {
         catalog.catch_up(owned)?;
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use crate::id::{ChunkId, RepositoryId, SnapshotId};
+use crate::id::{ChunkId, PackName, RepositoryId, SnapshotId};
 use crate::{Error, Result, document, names};
 
 const KIND: &str = "damage";
@@ -44,6 +44,40 @@ pub struct DamagedPlace {
     pub object: String,
     /// The chunk or node in it that somebody with keys found wrong; null: the object is missing, or not what its name says.
     pub id: Option<ChunkId>,
+}
+
+const RETIRED: &str = "retired";
+
+/// What was stored wrong in a pack that is what was stored: no later reading of the pack tells, and only whoever has keys finds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetiredPlaces {
+    /// The repository it is in.
+    pub repository: RepositoryId,
+    /// The pack, as in the name `retired/<pack>.json`.
+    pub pack: PackName,
+    /// The chunks or nodes in it, in ascending order.
+    pub ids: Vec<ChunkId>,
+}
+
+impl RetiredPlaces {
+    /// The object `retired/<pack>.json`.
+    pub fn seal(&self) -> Vec<u8> {
+        document::seal(RETIRED, self, &document::public_key_for(RETIRED))
+    }
+
+    /// Reads the record about `pack`.
+    ///
+    /// # Errors
+    /// As [`DamageMark::open`].
+    pub fn open(pack: &PackName, repository: &RepositoryId, bytes: &[u8]) -> Result<Self> {
+        let object = names::retired(pack);
+        let record: Self = document::open(&object, RETIRED, bytes, &document::public_key_for(RETIRED))?;
+        if (&record.pack, &record.repository) != (pack, repository) {
+            return Err(Error::damaged(object, "it is another record"));
+        }
+        Ok(record)
+    }
 }
 
 impl DamageMark {

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use claim::Claim;
-pub use damage::{DamageMark, DamagedDisk, DamagedPlace};
+pub use damage::{DamageMark, DamagedDisk, DamagedPlace, RetiredPlaces};
 pub use deletion::{Closing, Deletion};
 pub use descriptor::Descriptor;
 pub use private::{PrivateField, PrivateImage, PrivateMetadata};
