@@ -283,6 +283,15 @@ async fn adopt_snapshots(
                 catalog.commit_session(body.session, &record, &[])?;
             }
             Some(SessionState::Committed) => catalog.import_snapshot(&record)?,
+            // A session is about to commit before its snapshot is stored. So this catalog is an old copy.
+            Some(SessionState::Open) if sight == Sight::Later => {
+                tracing::warn!("{name} was stored with a later state of this catalog; bringing it up to date");
+                catalog.set_outdated(catalog.records()?)?;
+            }
+            Some(SessionState::Open) => {
+                import_packs(backend, catalog).await?;
+                catalog.import_snapshot(&record)?;
+            }
             Some(state) => tracing::warn!("{name} is left alone: its session is {}", state.name()),
             // Another owner's: its packs may be as unknown as it was.
             None => {

@@ -19,13 +19,14 @@ use crate::client::{Process, Reader, Trouble, rebuild, rebuilt_repository};
 use crate::world::DAY;
 
 /// A gap that is known. A snapshot's object can arrive in the bucket long after its writer was shut out or its host lost the catalog,
-/// when a collection has already removed what it refers to. Whoever owns the repository then leaves it alone; but an owner or reader
+/// when a collection has already removed what it refers to, or before its writer could say so and some of it rotted. Whoever owns the repository then leaves it alone; but an owner or reader
 /// who sees it for the first time, with an empty catalog or after a takeover, lists it, and it cannot be restored. Nobody was ever told that it is
 /// there. `UNDERLAY_STRAYS=1` makes this a failure.
 fn is_stray(process: &Process, id: &SnapshotId) -> bool {
     let core = process.world.core();
     let told_of = core.model.snapshots.get(id).is_none_or(|record| record.acknowledged);
-    !told_of && core.collections > 0 && std::env::var_os("UNDERLAY_STRAYS").is_none()
+    let may_be_lost = core.collections > 0 || core.is_doubted(id);
+    !told_of && may_be_lost && std::env::var_os("UNDERLAY_STRAYS").is_none()
 }
 
 /// Takes the repository over for good and compares it with what was promised.

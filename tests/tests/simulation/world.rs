@@ -478,7 +478,7 @@ impl Core {
     fn oversteps(&self, op: &Op) -> Option<&'static str> {
         let folder = op.name().split('/').next().unwrap_or_default();
         match (op, folder) {
-            (Op::Put { .. }, "damaged" | "snapshots" | "protected") => None,
+            (Op::Put { .. }, "damaged" | "snapshots" | "protected" | "retired") => None,
             (Op::Put { .. }, _) => Some("stores more than documents"),
             (Op::Delete { name }, "damaged") => self.is_true(name).then_some("removes a mark that is true"),
             (Op::Delete { .. }, _) => Some("deletes more than marks"),
