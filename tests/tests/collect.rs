@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use underlay_client::image::Format;
 use underlay_store::Error;
-use underlay_store::authority::Authority;
+use underlay_store::authority::{Authority, Withdrawal};
 use underlay_store::backend::{Backend, Fault, Faults, Operation, Rule};
 use underlay_store::check::CheckOptions;
 use underlay_store::gc::{GcOptions, GcReport};
@@ -336,4 +336,37 @@ fn the_sound_copy_of_what_is_found_damaged_stays() {
     let report = gc(&lab, &thorough());
     assert_eq!(report.damaged.len(), 1, "{report:?}");
     holds(&lab, second, &kept);
+}
+
+#[test]
+fn what_was_stored_wrong_stays_out_of_use_until_its_pack_goes() {
+    let backend = Backend::memory();
+    let lab = Lab::on(backend.clone());
+    let content = disk(&["a", "b"]);
+    let first = back_up(&lab, "one", &content);
+    let (chunks, _) = lab.ids_below(&lab.snapshot(first).disks[0].root);
+    let places = lab.runtime.block_on(lab.repository.locate_chunks(&chunks[..1])).unwrap();
+    let liar = Withdrawal { chunks: vec![(chunks[0], places[0][0].pack)], ..Withdrawal::default() };
+    let withdrawn = lab.runtime.block_on(lab.repository.withdraw(&liar)).unwrap();
+    assert_eq!((withdrawn.retired, withdrawn.catalog_differs), (1, false));
+    let second = back_up(&lab, "two", &content);
+    let records = || lab.runtime.block_on(backend.list(names::RETIRED)).unwrap().len();
+    assert_eq!(records(), 1);
+
+    // Another catalog knows it, too, whichever place it met first.
+    let state = lab.path("anew");
+    let opening = Repository::open(backend.clone(), &state, Access::TakeOver);
+    let anew = lab.runtime.block_on(opening).unwrap();
+    let known = lab.runtime.block_on(anew.locate_chunks(&chunks[..1])).unwrap();
+    let out_of_use: Vec<bool> = known[0].iter().map(|place| place.retired).collect();
+    assert_eq!(out_of_use, [false, true], "{known:?}");
+    assert_eq!(known[0][1].pack, places[0][0].pack);
+    lab.runtime.block_on(anew.gc(&thorough(), &Silent)).unwrap();
+    holds(&lab, first, &content);
+    holds(&lab, second, &content);
+    for snapshot in [first, second] {
+        lab.runtime.block_on(anew.forget(snapshot)).unwrap();
+    }
+    lab.runtime.block_on(anew.gc(&thorough(), &Silent)).unwrap();
+    assert_eq!((packs(&lab, &backend), records()), (Vec::new(), 0));
 }

@@ -325,3 +325,72 @@ fn assert_row(place: &Place, row: &Row, cell: &str) {
     let protected = place.path(&format!("repo/protected/{}.json", place.snapshot)).exists();
     assert_eq!(protected, (row.object, row.damage) != (Object::Protection, Delete), "{cell}");
 }
+
+/// Records of deletions, of an owner and of the next one, in a repository that both have used.
+fn seasoned() -> Place {
+    let place = Place::new();
+    let image = place.path("gone.raw");
+    fs::write(&image, noise(9, 1 << 20)).unwrap();
+    let gone = place.underlay.json(["backup", "--vm", "gone", image.to_str().unwrap()]).unwrap();
+    place.underlay.json(["forget", gone["snapshot"].as_str().unwrap()]).unwrap();
+    place.underlay.json(["gc"]).unwrap();
+    // Another catalog, another claim: it says what it found of the one before.
+    fs::remove_dir_all(place.path("repo/catalog")).unwrap();
+    place.backup();
+    for folder in ["deletions", "closings"] {
+        assert_eq!(files(&place.path("repo").join(folder)).len(), 1, "{folder}");
+    }
+    place
+}
+
+#[test]
+fn records_of_deletions_that_cannot_be_read_stop_only_a_new_owner() {
+    let (plain, other) = (seasoned(), seasoned());
+    for folder in ["deletions", "closings"] {
+        for damage in ALL {
+            let place = twin(&plain);
+            let cell = format!("{folder}, {damage:?}");
+            let record = files(&place.path("repo").join(folder)).remove(0);
+            let mut bytes = fs::read(&record).unwrap();
+            match damage {
+                Delete => fs::remove_file(&record).unwrap(),
+                Truncate => bytes.truncate(bytes.len() / 2),
+                Flip => {
+                    let at = bytes.len() / 2;
+                    bytes[at] ^= 1;
+                }
+                Swap => bytes = fs::read(files(&other.path("repo").join(folder)).remove(0)).unwrap(),
+                Append => bytes.extend_from_slice(b"more"),
+            }
+            if damage != Delete {
+                fs::write(&record, bytes).unwrap();
+            }
+            let unnoticed = (folder, damage) == ("closings", Delete);
+            let (code, said) = place.run(&["check"]);
+            match unnoticed {
+                // The records themselves say the same.
+                true => assert_eq!(code, Some(0), "{cell}: {said}"),
+                false => assert!(code == Some(12) && said.contains(folder), "{cell}: {said}"),
+            }
+            place.backup();
+            // Whoever only reads needs no record.
+            fs::remove_dir_all(place.path("repo/catalog")).unwrap();
+            assert_eq!(place.restore(&place.snapshot), Ok(()), "{cell}");
+            let image = place.path("vm.raw");
+            let (code, said) = place.run(&["backup", "--vm", "web", image.to_str().unwrap()]);
+            if !unnoticed {
+                assert_eq!(code, Some(12), "{cell}: {said}");
+                assert!(said.contains(folder) && said.contains("underlay repair claim"), "{cell}: {said}");
+                let (code, said) = place.run(&["repair", "claim"]);
+                assert_eq!(code, Some(0), "{cell}: {said}");
+            }
+            let again = place.backup();
+            for snapshot in [&place.snapshot, &again] {
+                assert_eq!(place.restore(snapshot), Ok(()), "{cell}");
+            }
+            place.underlay.json(["gc"]).unwrap();
+            let (code, said) = place.run(&["check", "--read-data"]);
+            assert_eq!(code, Some(0), "{cell}: {said}");
+        }
+    }
+}

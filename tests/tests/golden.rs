@@ -322,6 +322,7 @@ fn other_versions_are_refused() {
             | ObjectName::Protection(_)
             | ObjectName::Deletion(..)
             | ObjectName::Closing(_)
+            | ObjectName::Retired(_)
             | ObjectName::Damage(_) => continue,
         };
         assert!(error.to_string().contains(&name), "{error}");

@@ -306,3 +306,58 @@ fn a_collection_keeps_the_sound_copy_of_what_was_healed() {
         place.restores(snapshot, state);
     }
 }
+
+#[test]
+fn what_was_healed_outlives_a_lost_catalog() {
+    // Which of two copies a new catalog meets first is chance: the damaged one, sooner or later.
+    let mut met = 0;
+    for _ in 0..6 {
+        let place = Place::new();
+        let pack = place.objects("packs").remove(0);
+        flip(&pack, 40_000);
+        place.ends(12, ["check", "--scrub"]);
+        place.backup(1);
+        place.backup(0);
+        place.ends(0, ["repair"]);
+        assert_eq!(place.marks(), 0);
+        fs::remove_dir_all(place.folder.path().join("repo/catalog")).unwrap();
+        let output = place.underlay.output(["gc", "--max-unused", "0%", "--json"]).unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["report"]["keepers"].as_u64().unwrap() > 0, "{report}");
+        let damaged = report["report"]["damaged"].as_array().unwrap().len();
+        assert_eq!(output.status.code(), Some(if damaged > 0 { 12 } else { 0 }), "{report}");
+        met += damaged;
+        assert!(!pack.exists(), "{report}");
+        for (snapshot, state) in place.snapshots.iter().zip([0, 1]) {
+            place.restores(snapshot, state);
+        }
+        place.ends(0, ["check", "--read-data", "--scrub"]);
+    }
+    assert!(met > 0, "no damaged copy was ever met first");
+}
+
+#[test]
+fn an_old_copy_of_a_catalog_promises_nothing_that_was_deleted_since() {
+    let place = Place::new();
+    let catalog = place.folder.path().join("repo/catalog");
+    let old = place.folder.path().join("old");
+    fs::create_dir(&old).unwrap();
+    for entry in fs::read_dir(&catalog).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(fs::copy(&path, old.join(path.file_name().unwrap())).is_ok());
+    }
+    // Both states go, and with them all packs; another machine stays.
+    let image = place.folder.path().join("other.raw");
+    fs::write(&image, noise(7, 1 << 20)).unwrap();
+    place.underlay.json(["backup", "--vm", "other", image.to_str().unwrap()]).unwrap();
+    for snapshot in &place.snapshots {
+        place.ends(0, ["forget", snapshot.as_str()]);
+    }
+    assert_eq!(place.ends(0, ["gc"])["report"]["dropped"]["packs"], 4);
+    fs::remove_dir_all(&catalog).unwrap();
+    fs::rename(&old, &catalog).unwrap();
+    let again = place.backup(1);
+    place.restores(&again, 1);
+    place.ends(0, ["check", "--read-data", "--scrub"]);
+    assert_eq!(place.ends(0, ["list"]).as_array().unwrap().len(), 2);
+}

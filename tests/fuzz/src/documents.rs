@@ -5,10 +5,12 @@
 pub mod seeds;
 
 use serde_json::value::RawValue;
-use underlay_store::id::{RepositoryId, SlotId, SnapshotId};
+use underlay_store::id::{PackName, RepositoryId, SlotId, SnapshotId};
 use underlay_store::key::{Key, RestoreKey, file, slot::Slot};
 use underlay_store::names::{self, DESCRIPTOR};
-use underlay_store::snapshot::{Claim, Deletion, Descriptor, Protection, Snapshot};
+use underlay_store::snapshot::{
+    Claim, Closing, DamageMark, Deletion, Descriptor, Protection, RetiredPlaces, Snapshot,
+};
 use underlay_store::{Error, document};
 
 use crate::{allocations, assert_names};
@@ -21,6 +23,8 @@ pub const SNAPSHOT: SnapshotId = SnapshotId::new(*b"its one snapshot");
 pub const SLOT: SlotId = SlotId::new(*b"its slot");
 /// The generation that claims and deletions are read as.
 pub const GENERATION: u64 = 3;
+/// The pack that records are read as being about.
+pub const PACK: PackName = PackName::new([0xcd; 32]);
 /// What opens the slot among the seeds.
 pub const PASSPHRASE: &str = "open sesame";
 
@@ -156,7 +160,7 @@ pub fn claim(bytes: &[u8]) {
     read_versions(&names::claim(GENERATION), &versions, read, Claim::seal, drop);
 }
 
-/// A record of a deletion.
+/// What an authority without keys writes: records of deletions, closings, what was stored wrong, marks of damage.
 ///
 /// # Panics
 /// If something is accepted that the code would not write.
@@ -164,6 +168,15 @@ pub fn deletion(bytes: &[u8]) {
     let versions = versions("deletion", bytes, &document::public_key_for("deletion"));
     let read = |bytes: &[u8]| Deletion::open(GENERATION, 0, &REPOSITORY, bytes);
     read_versions(&names::deletion(GENERATION, 0), &versions, read, Deletion::seal, drop);
+    let versions = self::versions("closing", bytes, &document::public_key_for("closing"));
+    let read = |bytes: &[u8]| Closing::open(GENERATION, &REPOSITORY, bytes);
+    read_versions(&names::closing(GENERATION), &versions, read, Closing::seal, drop);
+    let versions = self::versions("retired", bytes, &document::public_key_for("retired"));
+    let read = |bytes: &[u8]| RetiredPlaces::open(&PACK, &REPOSITORY, bytes);
+    read_versions(&names::retired(&PACK), &versions, read, RetiredPlaces::seal, drop);
+    let versions = self::versions("damage", bytes, &document::public_key_for("damage"));
+    let read = |bytes: &[u8]| DamageMark::open(&SNAPSHOT, bytes);
+    read_versions(&names::damage(&SNAPSHOT), &versions, read, DamageMark::seal, drop);
 }
 
 /// A mark that protects a snapshot.

@@ -44,6 +44,7 @@ pub fn seeds() -> Vec<Seed> {
         ("snapshot", ObjectName::Snapshot(SnapshotId::new([0xef; 16]))),
         ("deletion", ObjectName::Deletion(10, 1)),
         ("closing", ObjectName::Closing(2)),
+        ("retired", ObjectName::Retired(PackName::new([0xcd; 32]))),
         ("protection", ObjectName::Protection(SnapshotId::new([0x5f; 16]))),
     ];
     let mut seeds: Vec<_> =

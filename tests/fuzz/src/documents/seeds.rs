@@ -1,15 +1,17 @@
 use std::collections::BTreeMap;
 
 use underlay_store::cut::CutParameters;
-use underlay_store::id::{NodeId, OwnerId, PackName, Root, SessionId};
+use underlay_store::id::{ChunkId, NodeId, OwnerId, PackName, Root, SessionId};
 use underlay_store::key::slot::{Argon2id, Slot};
 use underlay_store::key::{Key, file};
+use underlay_store::names;
+use underlay_store::pack::PackKind;
 use underlay_store::snapshot::{
-    Claim, Consistency, Deletion, Descriptor, Disk, PrivateField, PrivateImage, PrivateMetadata, Protection,
-    Snapshot, Statistics, Timestamp,
+    Claim, Closing, Consistency, DamageMark, DamagedDisk, DamagedPlace, Deletion, Descriptor, Disk,
+    PrivateField, PrivateImage, PrivateMetadata, Protection, RetiredPlaces, Snapshot, Statistics, Timestamp,
 };
 
-use super::{GENERATION, PASSPHRASE, REPOSITORY, SNAPSHOT, key};
+use super::{GENERATION, PACK, PASSPHRASE, REPOSITORY, SNAPSHOT, key};
 use crate::Seed;
 
 fn time() -> Timestamp {
@@ -111,13 +113,26 @@ pub fn claims() -> Vec<Seed> {
     named([("claim", claim.seal())])
 }
 
-/// Records of deletions.
+/// Records of deletions, closings, what was stored wrong, marks of damage.
 #[must_use]
 pub fn deletions() -> Vec<Seed> {
     let names = |first: u8| (first..first + 2).map(|byte| PackName::new([byte; 32])).collect();
     let (packs, nodes) = (names(1), names(9));
     let deletion = Deletion { repository: REPOSITORY, generation: GENERATION, number: 0, packs, nodes };
-    named([("deletion", deletion.seal())])
+    let records = BTreeMap::from([(1, 2), (2, 1)]);
+    let closing = Closing { repository: REPOSITORY, generation: GENERATION, records };
+    let ids = vec![ChunkId::new([1; 32]), ChunkId::new([2; 32])];
+    let retired = RetiredPlaces { repository: REPOSITORY, pack: PACK, ids };
+    let disks = vec![DamagedDisk { name: "vda".into(), chunks: 1, nodes: 0 }];
+    let object = names::pack(PackKind::Data, &PACK);
+    let places = vec![DamagedPlace { object, id: Some(ChunkId::new([1; 32])) }];
+    let mark = DamageMark { repository: REPOSITORY, snapshot: SNAPSHOT, found: time(), disks, places };
+    named([
+        ("deletion", deletion.seal()),
+        ("closing", closing.seal()),
+        ("retired", retired.seal()),
+        ("damage", mark.seal()),
+    ])
 }
 
 /// Marks.
