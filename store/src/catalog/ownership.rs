@@ -92,7 +92,7 @@ impl Catalog {
     pub fn set_outdated(&self, (generation, records): (u64, u32)) -> Result<()> {
         self.write("note that the catalog is old", |transaction| {
             transaction.execute(
-                "UPDATE meta SET born = ?1, caught_up = 0 WHERE caught_up = ?1 AND records = ?2",
+                "UPDATE meta SET born = ?1, caught_up = 0 WHERE caught_up = ?1 AND records = ?2 AND caught_up > 0",
                 params![to_sql(generation), records],
             )?;
             Ok(())

@@ -126,16 +126,23 @@ impl Repository {
         clock: Clock,
         access: Access,
     ) -> Result<Self> {
-        deletions::is_this_the_newest(&backend, &catalog).await?;
-        let ownership = owner::Ownership::settle(&backend, id, &catalog, access).await?;
         let nodes = nodes::NodeReader::new(backend.clone(), Arc::clone(&catalog));
-        // Whoever took the repository over and was killed right after has the claim, and knows nothing yet of what others did before.
-        // If the claim cannot be read it may be this host's: nothing is concluded from what is not listed.
-        let caught_up = catalog.caught_up()?;
-        let ours = caught_up > 0 && (caught_up == ownership.generation() || ownership.is_unknown());
-        let unreadable = match ours {
-            true => sync::adopt(&backend, &catalog, &nodes, id).await?,
-            false => sync::import(&backend, &catalog, &nodes, id, ownership.generation()).await?,
+        let (ownership, unreadable) = loop {
+            deletions::is_this_the_newest(&backend, &catalog).await?;
+            let ownership = owner::Ownership::settle(&backend, id, &catalog, access).await?;
+            // Whoever took the repository over and was killed right after has the claim, and knows nothing yet of what others did before.
+            // If the claim cannot be read it may be this host's: nothing is concluded from what is not listed.
+            let caught_up = catalog.caught_up()?;
+            let ours = caught_up > 0 && (caught_up == ownership.generation() || ownership.is_unknown());
+            if !ours {
+                let owned = ownership.generation();
+                break (ownership, sync::import(&backend, &catalog, &nodes, id, owned).await?);
+            }
+            let unreadable = sync::adopt(&backend, &catalog, &nodes, id).await?;
+            // What is in the bucket may tell that the catalog is an old copy.
+            if catalog.caught_up()? == caught_up {
+                break (ownership, unreadable);
+            }
         };
         let (_users, lost_catalog) = (None, None);
         let repository =

@@ -283,6 +283,15 @@ async fn adopt_snapshots(
                 catalog.commit_session(body.session, &record, &[])?;
             }
             Some(SessionState::Committed) => catalog.import_snapshot(&record)?,
+            // A session is about to commit before its snapshot is stored. So this catalog is an old copy.
+            Some(SessionState::Open) if sight == Sight::Later => {
+                tracing::warn!("{name} was stored with a later state of this catalog; bringing it up to date");
+                catalog.set_outdated(catalog.records()?)?;
+            }
+            Some(SessionState::Open) => {
+                import_packs(backend, catalog).await?;
+                catalog.import_snapshot(&record)?;
+            }
             Some(state) => tracing::warn!("{name} is left alone: its session is {}", state.name()),
             // Another owner's: its packs may be as unknown as it was.
             None => {
@@ -324,9 +333,14 @@ async fn found_record(backend: &Backend, pack: PackId, size: u64) -> Result<Opti
 /// What a pack holds: by its trailer, or by its frames if the trailer is damaged.
 async fn read_record(backend: &Backend, pack: PackId, size: u64) -> Result<PackRecord> {
     let entries = match read_trailer(backend, pack, size).await {
-        Err(Error::Damaged { object, what }) => {
-            tracing::warn!("{object} is damaged: {what}; reading its frames instead");
-            walk(&pack, &backend.get(&pack.to_string()).await?)
+        Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => {
+            let bytes = backend.get(&pack.to_string()).await?;
+            // A newer build's, or one in which a bit of the version flipped.
+            if matches!(error, Error::Version { .. }) && pack::name_of(&bytes) == pack.name {
+                return Err(error);
+            }
+            tracing::warn!("{error}; reading its frames instead");
+            walk(&pack, &bytes)
         }
         other => other?,
     };

@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::ledger::Ledger;
+use crate::random::Random;
+
 /// What a process asks of the store.
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -110,6 +113,7 @@ pub struct Bucket {
     /// Every name that was ever written.
     pub written: BTreeSet<String>,
     pub calls: u64,
+    pub ledger: Ledger,
 }
 
 impl Bucket {
@@ -126,6 +130,7 @@ impl Bucket {
                     _ => {}
                 }
                 self.written.insert(name.clone());
+                self.ledger.stored(name, bytes);
                 // Replaced by itself, it is as old as before.
                 let since = match self.objects.get(name) {
                     Some(old) if old.bytes == bytes => old.since,
@@ -150,6 +155,7 @@ impl Bucket {
                 Ok(Answer::Object { size, range: 0..size, bytes: Bytes::new() })
             }
             Op::Delete { name } => {
+                self.ledger.deleted(name);
                 if let Some(object) = self.objects.remove(name) {
                     self.gone.push((name.clone(), object.bytes.len() as u64, self.calls));
                 }
@@ -174,6 +180,29 @@ impl Bucket {
         let there: Vec<_> = there.map(|(name, object)| (name.as_str(), object.bytes.len() as u64)).collect();
         names.extend(there);
         names.into_iter().map(|(name, size)| (name.to_owned(), size)).collect()
+    }
+
+    /// A bit flips, the end is lost, or the whole object. Returns in words what happened.
+    pub fn rot(&mut self, name: &str, random: &mut Random) -> &'static str {
+        self.ledger.rotted(name);
+        let Some(object) = self.objects.get_mut(name) else { return "was gone" };
+        let length = object.bytes.len();
+        match random.below(4) {
+            0 => {
+                self.objects.remove(name);
+                "vanishes"
+            }
+            1 => {
+                object.bytes.truncate(random.index(length));
+                "loses its end"
+            }
+            _ => {
+                let mut bytes = object.bytes.to_vec();
+                bytes[random.index(length)] ^= 1 << random.below(8);
+                object.bytes = bytes.into();
+                "rots"
+            }
+        }
     }
 
     /// Past every process and every fault.

@@ -14,7 +14,9 @@ fn caught(sabotage: Sabotage) {
     let threads = Threads::new();
     let found = (0..PATIENCE).find_map(|seed| {
         let outcome = storm(seed, &threads, Some(sabotage));
-        (!outcome.complaints.is_empty()).then(|| (seed, outcome.complaints.join("; ")))
+        // It is the broken rule that is noticed, and nothing else.
+        let noticed = !outcome.complaints.is_empty() && storm(seed, &threads, None).complaints.is_empty();
+        noticed.then(|| (seed, outcome.complaints.join("; ")))
     });
     let (seed, complaints) =
         found.unwrap_or_else(|| panic!("{sabotage:?} went unnoticed for {PATIENCE} seeds"));
@@ -97,4 +99,19 @@ fn deletions_without_a_look_at_the_claim() {
 #[test]
 fn deletions_that_are_not_recorded() {
     caught(Sabotage::Rule(Rule::RecordDeletions));
+}
+
+#[test]
+fn keepers_that_are_not_read() {
+    caught(Sabotage::Rule(Rule::ReadKeepers));
+}
+
+#[test]
+fn a_new_catalog_under_an_old_claim() {
+    caught(Sabotage::Rule(Rule::ClaimAnew));
+}
+
+#[test]
+fn dead_nodes_still_offered() {
+    caught(Sabotage::Rule(Rule::HideDeadNodes));
 }

@@ -9,7 +9,7 @@ use underlay_store::backend::Backend;
 use underlay_store::catalog::{Catalog, PackState, SessionState};
 use underlay_store::cut::{BLOCK, REGION};
 use underlay_store::error::{Error, Result};
-use underlay_store::id::{ChunkId, NodeId, Root, SessionId, SnapshotId};
+use underlay_store::id::{ChunkId, NodeId, PackName, Root, SessionId, SnapshotId};
 use underlay_store::pack::{self, PackId, PackKind, PackWriter, Parsed};
 use underlay_store::repository::{Access, Repository};
 use underlay_store::sabotage::Rule;
@@ -75,12 +75,12 @@ impl Process {
                     return Err(Error::Interrupted);
                 }
                 let _building = Building(self);
-                let mut catalog = rebuild(self).await?;
-                let mut core = self.world.core();
-                let host = &mut core.hosts[self.host];
-                catalog.set_owner(host.owner)?;
-                host.catalog = Some(catalog);
-                self.hooked(host.catalog.as_ref().unwrap())
+                let (mut catalog, path) = self.world.new_catalog();
+                self.open_on(self.hooked(&catalog), Access::Read).await?;
+                catalog.set_owner(self.world.core().hosts[self.host].owner)?;
+                let hooked = self.hooked(&catalog);
+                self.world.install(self.host, catalog, path);
+                hooked
             }
         };
         let opened = self.open_on(catalog, access).await;
@@ -111,6 +111,11 @@ impl Process {
         self.world.core().clock += 10 * DAY;
         self.pause(steps).await;
     }
+}
+
+/// The repository as it is seen by whoever owns nothing and has no catalog.
+pub async fn rebuilt_repository(process: &Process) -> Result<Repository> {
+    process.open_on(process.hooked(&Catalog::in_memory(REPOSITORY)?), Access::Read).await
 }
 
 /// A catalog built from the bucket alone, by somebody who owns nothing.
@@ -173,9 +178,18 @@ impl Backup<'_> {
     async fn commit(&mut self, snapshot: &Snapshot, disks: Vec<(Root, Disk)>) -> Result<()> {
         let id = snapshot.snapshot;
         let document = Bytes::from(snapshot.seal(keys().restore.backup())?);
+        let mut ids = BTreeSet::new();
+        for (root, disk) in &disks {
+            let (whole, below) = disk::contents(disk);
+            if whole != *root {
+                self.process.world.complain("a tree is not what it would be if it was made at once");
+            }
+            ids.extend(below);
+        }
         let record = Record {
             disks: disks.clone(),
             document: document.clone(),
+            ids: ids.clone(),
             made: self.process.world.core().step,
             acknowledged: false,
             forget_begun: None,
@@ -199,6 +213,11 @@ impl Backup<'_> {
             Err(_) => return committed,
         }
         core.note(self.process.number, "acknowledged", &id.to_string(), "");
+        let ledger = &core.bucket.ledger;
+        if let Some(gone) = ids.iter().find(|id| !ledger.is_sound(id) && !ledger.doubted.contains(*id)) {
+            let what = format!("{id} was acknowledged without {}", hex::encode(gone));
+            core.complaints.push(what);
+        }
         core.model.snapshots.get_mut(&id).unwrap().acknowledged = true;
         core.hosts[self.process.host].memos.extend(disks);
         committed
@@ -243,7 +262,14 @@ impl Backup<'_> {
 
     /// Stores what `disk` has and `content`, which is at `base`, has not.
     async fn store(&mut self, base: Root, content: &Disk, disk: &Disk) -> Result<Root> {
-        let mut nodes = self.nodes_below(base).await?;
+        let mut nodes = match self.nodes_below(base).await {
+            // Read anew, as if nothing was remembered of it.
+            Err(error) if error.is_damage() && base.node.is_some() && self.random.chance(700) => {
+                let none = Root { size: 0, node: None };
+                return Box::pin(self.store(none, &Disk::default(), disk)).await;
+            }
+            nodes => nodes?,
+        };
         let regions = disk.changed(content);
         let old: BTreeSet<(usize, u64)> = regions.iter().flat_map(|at| runs_of(content, *at)).collect();
         let mut wanted: BTreeMap<ChunkId, (usize, u64)> = BTreeMap::new();
@@ -297,7 +323,15 @@ impl Backup<'_> {
         for part in missing.chunks(missing.len().div_ceil(1 + self.random.index(2))) {
             let mut pack = PackWriter::data(REPOSITORY, vec![keys().sealed])?.with_target(1);
             for (blocks, word) in part {
-                pack.add(&disk::encode(*blocks, *word))?;
+                let faulty = self.process.world.core().weather.faulty;
+                let faulty = faulty > 0 && self.random.chance(faulty);
+                let frame = disk::encode(*blocks, *word, faulty);
+                if faulty {
+                    let mut core = self.process.world.core();
+                    core.bucket.ledger.faulty.insert(frame.payload.clone().into());
+                    core.bucket.ledger.troubled = true;
+                }
+                pack.add(&frame)?;
             }
             self.put(PackKind::Data, pack).await?;
         }
@@ -543,6 +577,26 @@ impl Reader {
             }
         }
         Err(failure.into())
+    }
+
+    /// Reads every copy of a chunk, and adds those to `bad` that are not what the id says.
+    pub async fn copies(
+        &mut self,
+        repository: &dyn Authority,
+        id: ChunkId,
+        plain_length: u32,
+        bad: &mut Vec<(ChunkId, PackName)>,
+    ) -> Result<()> {
+        for place in repository.locate_chunks(&[id]).await?.pop().unwrap_or_default() {
+            let whole = PackId::new(PackKind::Data, place.pack);
+            match self.frame(repository, &whole, &place.entry(*id.as_bytes()), &id, plain_length).await {
+                Ok(_) => {}
+                Err(error) if !error.is_damage() => return Err(error),
+                Err(_) if bad.contains(&(id, place.pack)) => {}
+                Err(_) => bad.push((id, place.pack)),
+            }
+        }
+        Ok(())
     }
 
     async fn frame(

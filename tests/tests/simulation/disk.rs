@@ -1,15 +1,16 @@
 //! Disks of a few tiny chunks, and the keys that everything is sealed with.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use underlay_store::cut::{BLOCK, REGION, REGION_BLOCKS};
-use underlay_store::id::{ChunkId, RepositoryId};
+use underlay_store::id::{ChunkId, NodeId, RepositoryId, Root};
 use underlay_store::key::{DataKey, RestoreKey, SealedKey};
 use underlay_store::pack::{ChunkDecoder, ChunkEncoder, Frame};
-use underlay_store::tree::{Node, Run};
+use underlay_store::tree::{Editor, Node, NodeSource, Run};
 
+use crate::ledger::Id;
 use crate::random::Random;
 
 pub const REPOSITORY: RepositoryId = RepositoryId::new([0x51; 16]);
@@ -131,7 +132,48 @@ pub fn leaf(runs: &[(usize, u64)]) -> Option<Node> {
     }))
 }
 
-pub fn encode(blocks: usize, word: u64) -> Frame {
+/// The root of a disk, and every node and chunk that it consists of.
+pub fn contents(disk: &Disk) -> (Root, BTreeSet<Id>) {
+    struct Nothing;
+    impl NodeSource for Nothing {
+        type Error = String;
+
+        fn node(&mut self, id: &NodeId) -> Result<Node, String> {
+            Err(format!("{id} is asked for"))
+        }
+    }
+    let backup = keys().restore.backup();
+    let mut nodes: BTreeMap<NodeId, Node> = BTreeMap::new();
+    let mut sink = |node: &Node| {
+        let id = backup.node_id(&node.encode());
+        nodes.insert(id, node.clone());
+        id
+    };
+    let unexpected = |id: &NodeId| format!("{id} has the wrong level");
+    let empty = Root { size: 0, node: None };
+    let mut editor = Editor::new(empty, disk.size, &mut Nothing, &mut sink, unexpected).unwrap();
+    for (region, runs) in &disk.regions {
+        let leaf = leaf(runs).map(|leaf| sink(&leaf));
+        editor.set(*region, leaf, &mut Nothing, &mut sink, unexpected).unwrap();
+    }
+    let root = editor.finish(&mut sink);
+    // Nodes on the way that the finished tree does not have are not of it.
+    let (mut ids, mut open) = (BTreeSet::new(), Vec::from_iter(root.node));
+    while let Some(id) = open.pop() {
+        ids.insert(*id.as_bytes());
+        match &nodes[&id] {
+            Node::Inner { children, .. } => open.extend(children.iter().flatten()),
+            Node::Leaf(runs) => ids.extend(runs.iter().filter_map(|run| match run {
+                Run::Chunk(_, id) => Some(*id.as_bytes()),
+                Run::Zero(_) => None,
+            })),
+        }
+    }
+    (root, ids)
+}
+
+/// `faulty`: bad memory changed it before it was encrypted.
+pub fn encode(blocks: usize, word: u64, faulty: bool) -> Frame {
     thread_local! {
         static ENCODER: RefCell<Option<ChunkEncoder>> = const { RefCell::new(None) };
     }
@@ -140,7 +182,8 @@ pub fn encode(blocks: usize, word: u64) -> Frame {
         let encoder = encoder.get_or_insert_with(|| {
             ChunkEncoder::new(keys().restore.backup(), REPOSITORY, 1).unwrap().without_verification()
         });
-        encoder.encode(&keys().data, chunk_id(blocks, word), &plain(blocks, word)).unwrap()
+        let content = plain(blocks, if faulty { !word } else { word });
+        encoder.encode(&keys().data, chunk_id(blocks, word), &content).unwrap()
     })
 }
 

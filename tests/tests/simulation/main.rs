@@ -9,7 +9,9 @@ mod bucket;
 mod canaries;
 mod client;
 mod crashes;
+mod damage;
 mod disk;
+mod ledger;
 mod model;
 mod oracle;
 mod random;
@@ -44,6 +46,9 @@ struct Outcome {
 fn new_world(seed: u64, weather: Weather, threads: &Threads) -> Arc<World> {
     threads.reseed(seed, weather.sabotage.and_then(Sabotage::rule));
     let world = World::new(seed, Weather::calm(), REPOSITORY);
+    if weather.put_back > 0 {
+        world.use_files();
+    }
     world.add_host();
     world.add_host();
     let descriptor = Descriptor {

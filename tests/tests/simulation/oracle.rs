@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use underlay_store::authority::Authority;
 use underlay_store::catalog::{Catalog, Location, PackState};
-use underlay_store::check::CheckOptions;
+use underlay_store::check::{CheckOptions, CheckReport};
 use underlay_store::error::{Error, Result};
 use underlay_store::gc::GcOptions;
 use underlay_store::id::{ChunkId, NodeId, PackName, SnapshotId};
@@ -15,17 +15,18 @@ use underlay_store::pack::{self, PackId, PackKind};
 use underlay_store::progress::Silent;
 use underlay_store::repository::{Access, Repository};
 
-use crate::client::{Process, Reader, Trouble, rebuild};
+use crate::client::{Process, Reader, Trouble, rebuild, rebuilt_repository};
 use crate::world::DAY;
 
 /// A gap that is known. A snapshot's object can arrive in the bucket long after its writer was shut out or its host lost the catalog,
-/// when a collection has already removed what it refers to. Whoever owns the repository then leaves it alone; but an owner or reader
+/// when a collection has already removed what it refers to, or before its writer could say so and some of it rotted. Whoever owns the repository then leaves it alone; but an owner or reader
 /// who sees it for the first time, with an empty catalog or after a takeover, lists it, and it cannot be restored. Nobody was ever told that it is
 /// there. `UNDERLAY_STRAYS=1` makes this a failure.
 fn is_stray(process: &Process, id: &SnapshotId) -> bool {
     let core = process.world.core();
     let told_of = core.model.snapshots.get(id).is_none_or(|record| record.acknowledged);
-    !told_of && core.collections > 0 && std::env::var_os("UNDERLAY_STRAYS").is_none()
+    let may_be_lost = core.collections > 0 || core.is_doubted(id);
+    !told_of && may_be_lost && std::env::var_os("UNDERLAY_STRAYS").is_none()
 }
 
 /// Takes the repository over for good and compares it with what was promised.
@@ -50,13 +51,30 @@ async fn judge_all(process: &Process) -> Result<()> {
     let listed = snapshots(process, &repository).await?;
     restored(process, &repository, &listed).await?;
     let report = repository.check(&CheckOptions { scrub: true, ..CheckOptions::default() }, &Silent).await?;
-    let affected: Vec<_> = report.affected.iter().filter(|each| !is_stray(process, &each.snapshot)).collect();
-    if !affected.is_empty() || (report.affected.is_empty() && !report.findings.is_empty()) {
-        process.world.complain(format!("check finds damage: {:?} {:?}", report.findings, affected));
-    }
+    checked(process, &listed, &report);
     rebuilt(process, &listed).await?;
     elsewhere(process, &listed).await?;
     emptied(process, &repository, &listed).await
+}
+
+/// A check finds what is lost, and nothing else.
+fn checked(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>, report: &CheckReport) {
+    let core = process.world.core();
+    let troubled = core.bucket.ledger.troubled;
+    let doubted = |id| troubled && core.is_doubted(id);
+    let told: BTreeSet<SnapshotId> = report.affected.iter().map(|each| each.snapshot).collect();
+    let unseen = |id: &&SnapshotId| core.has_rotted(id) && !told.contains(*id);
+    let unseen: Vec<SnapshotId> = listed.keys().filter(unseen).copied().collect();
+    let untouched: Vec<_> = told.iter().filter(|id| !doubted(id)).copied().collect();
+    drop(core);
+    let untouched: Vec<_> = untouched.into_iter().filter(|id| !is_stray(process, id)).collect();
+    let unfounded = !troubled && told.is_empty() && !report.findings.is_empty();
+    if !untouched.is_empty() || unfounded {
+        process.world.complain(format!("check finds damage: {:?} {untouched:?}", report.findings));
+    }
+    if !unseen.is_empty() {
+        process.world.complain(format!("check does not see what {unseen:?} lost"));
+    }
 }
 
 /// Once everything is dropped, a collection leaves nothing of what the catalog knows.
@@ -66,6 +84,9 @@ async fn emptied(
     listed: &BTreeMap<SnapshotId, Bytes>,
 ) -> Result<()> {
     for id in listed.keys() {
+        if let Some(record) = process.world.core().model.snapshots.get_mut(id) {
+            record.forget_begun.get_or_insert(u64::MAX);
+        }
         repository.protect(*id, false).await?;
         repository.forget(*id).await?;
     }
@@ -129,7 +150,16 @@ async fn restored(
     for id in listed.keys() {
         let Some(record) = process.world.core().model.snapshots.get(id).cloned() else { continue };
         for (root, disk) in record.disks {
-            match reader.disk(repository, root).await {
+            let mut found = reader.disk(repository, root).await;
+            let damaged = matches!(&found, Err(Trouble::Store(error)) if error.is_damage());
+            if damaged && process.world.core().is_doubted(id) {
+                if process.world.core().has_lost(id) {
+                    continue;
+                }
+                // A copy that nobody was told of in time: whoever builds the catalog anew finds it.
+                found = reader.disk(&rebuilt_repository(process).await?, root).await;
+            }
+            match found {
                 Ok(found) if found == disk => {}
                 Ok(_) => process.world.complain(format!("{id} is restored with other content")),
                 Err(Trouble::Wrong(what)) => process.world.complain(format!("{id}: {what}")),
@@ -167,7 +197,8 @@ async fn rebuilt(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Res
         let known: BTreeMap<PackName, u64> =
             fresh.packs(kind)?.into_iter().map(|pack| (pack.name, pack.size)).collect();
         for pack in live.packs(kind)? {
-            if pack.state != PackState::Live {
+            let rotten = process.world.core().bucket.ledger.is_rotten(&names::pack(kind, &pack.name));
+            if pack.state != PackState::Live || rotten {
                 continue;
             }
             if known.get(&pack.name) != Some(&pack.size) {
@@ -218,7 +249,9 @@ fn places(catalog: &Catalog, kind: PackKind, pack: PackName, ids: &[[u8; 32]]) -
             catalog.locate_nodes(&ids.iter().map(|id| NodeId::new(*id)).collect::<Vec<_>>())?
         }
     };
-    Ok(all.into_iter().flatten().filter(|place| place.pack == pack).collect())
+    // Whether it is relied on is known where it was found out, and nowhere else.
+    let plain = |place: Location| Location { retired: false, ..place };
+    Ok(all.into_iter().flatten().filter(|place| place.pack == pack).map(plain).collect())
 }
 
 /// Whoever only reads, from the other host and with its older catalog, sees the same.

@@ -1,5 +1,6 @@
 //! Who is next: one actor runs at a time, until it waits for the store or a transaction of the catalog has ended.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use underlay_store::catalog::{Catalog, PackState};
 use underlay_store::key::{Randomness, repeatable_randomness};
+use underlay_store::names;
+use underlay_store::pack::PackKind;
 use underlay_store::sabotage::{Rule, break_on_this_thread};
 
 use crate::bucket::Op;
@@ -272,6 +276,42 @@ impl<'a> Schedule<'a> {
             }
             core.hosts[host].catalog = None;
         }
+        let chance = core.weather.removal;
+        if chance > 0 && core.random.chance(chance) {
+            let hosts = core.hosts.len();
+            let host = core.random.index(hosts);
+            core.note(999, "catalog removed", "", if host == 0 { "of A" } else { "of B" });
+            core.hosts[host].losses += 1;
+            let removed = core.hosts[host].catalog.take();
+            core.hosts[host].removed.extend(removed);
+        }
+        let chance = core.weather.put_back;
+        if chance > 0 && core.random.chance(chance) {
+            let hosts = core.hosts.len();
+            let host = core.random.index(hosts);
+            if core.has_copy(host) {
+                core.hosts[host].losses += 1;
+                for (number, _) in self.lanes.iter().filter_map(|lane| lane.work.as_ref()) {
+                    core.lives[*number].doomed |= core.lives[*number].host == host;
+                }
+            }
+            let catalogs = core.catalogs();
+            drop(core);
+            self.threads.barrier();
+            self.world.copy_or_put_back(host, leaving(&catalogs));
+            core = self.world.core();
+        }
+        core.audit();
+        let chance = core.weather.rot;
+        if chance > 0 && core.judging == 0 && core.random.chance(chance) {
+            let catalogs: Vec<Catalog> = core.catalogs();
+            drop(core);
+            self.threads.barrier();
+            let mut leaving = leaving(&catalogs);
+            core = self.world.core();
+            leaving.extend(core.left_in_copies());
+            core.rot(leaving);
+        }
         let doomed: Vec<usize> = (running.into_iter())
             .filter(|at| self.lanes[*at].work.as_ref().is_some_and(|work| core.lives[work.0].doomed))
             .collect();
@@ -289,6 +329,19 @@ impl<'a> Schedule<'a> {
         }
         lane.ready = true;
     }
+}
+
+/// Packs that are not simply in use, by any of these catalogs.
+fn leaving(catalogs: &[Catalog]) -> BTreeSet<String> {
+    let mut leaving = BTreeSet::new();
+    for catalog in catalogs {
+        for kind in [PackKind::Data, PackKind::Nodes] {
+            let packs = catalog.packs(kind).unwrap().into_iter();
+            let going = packs.filter(|pack| pack.state != PackState::Live);
+            leaving.extend(going.map(|pack| names::pack(kind, &pack.name)));
+        }
+    }
+    leaving
 }
 
 #[derive(Clone, Copy)]

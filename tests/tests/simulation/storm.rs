@@ -12,6 +12,7 @@ use underlay_store::progress::Silent;
 use underlay_store::repository::{Access, Repository};
 
 use crate::client::{Plan, Process, Reader, Trouble, backup};
+use crate::damage::{self, Judging};
 use crate::random::Random;
 use crate::schedule::Script;
 use crate::world::{Sabotage, World};
@@ -63,6 +64,13 @@ async fn command(process: Process, mut random: Random, manners: Manners) {
         47..52 if process.world.core().weather.sabotage == Some(Sabotage::SweepUnknown) => {
             sweep_unknown(&process).await;
         }
+        47..52 => damage::repair(&process, &repository, &mut random).await,
+        52..58 if process.world.core().bucket.ledger.troubled => {
+            damage::verify(&process, &repository, &mut random).await;
+        }
+        58..61 if process.world.core().weather.lies => {
+            damage::lie(&process, &repository, &mut random).await;
+        }
         _ => {
             for _ in 0..=random.below(2) {
                 let mut id = [0; 16];
@@ -102,8 +110,9 @@ pub async fn restore(process: &Process, random: &mut Random) {
                 // A reader that was opened before others took over, or repacked, may look in the wrong place.
                 let alone =
                     core.takeovers == 0 && core.collections == 0 && core.hosts.iter().all(|h| h.losses == 0);
+                let doubted = core.is_doubted(&id);
                 drop(core);
-                if !dropped && alone {
+                if !dropped && alone && !doubted {
                     process.world.complain(format!("{id} cannot be restored: {error}"));
                 }
                 return;
@@ -174,6 +183,7 @@ pub async fn collect(process: &Process, repository: &Repository, random: &mut Ra
         lease: Duration::from_secs(*random.pick(&[0, HOUR, 24 * HOUR, 365 * 24 * HOUR])),
     };
     process.world.core().collections += 1;
+    let _judging = Judging::begin(&process.world);
     let _ = process.heed(repository.gc(&options, &Silent).await);
 }
 

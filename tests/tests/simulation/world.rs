@@ -1,15 +1,17 @@
 //! All that the actors of a run share: the store, the hosts, the clock, chance, and what was promised to whom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use tempfile::TempDir;
 use underlay_store::Error;
 use underlay_store::catalog::{Catalog, Moment};
-use underlay_store::id::{OwnerId, RepositoryId, Root};
-use underlay_store::names;
+use underlay_store::id::{OwnerId, RepositoryId, Root, SnapshotId};
+use underlay_store::names::{self, ObjectName};
 use underlay_store::sabotage::Rule;
 
 use crate::bucket::{Answer, Bucket, Conditional, Op, Refusal};
@@ -68,6 +70,18 @@ pub struct Weather {
     pub kill: u64,
     /// A host loses its catalog, at each step.
     pub catalog_loss: u64,
+    /// A catalog is removed under those who use it, at each step.
+    pub removal: u64,
+    /// A host's disk is copied, or put back as it was when it was copied, at each step.
+    pub put_back: u64,
+    /// A pack rots, at each step.
+    pub rot: u64,
+    /// That may be the last sound copy of something: what is lost by that is lost.
+    pub hard: bool,
+    /// A client stores something else than it says.
+    pub faulty: u64,
+    /// Some say of what is sound that it is damaged.
+    pub lies: bool,
     pub conditional: Conditional,
     pub sabotage: Option<Sabotage>,
 }
@@ -85,6 +99,12 @@ impl Weather {
             catalog: 0,
             kill: 0,
             catalog_loss: 0,
+            removal: 0,
+            put_back: 0,
+            rot: 0,
+            hard: false,
+            faulty: 0,
+            lies: false,
             conditional: Conditional::Honoured,
             sabotage: None,
         }
@@ -103,11 +123,20 @@ impl Weather {
             catalog: some(6),
             kill: some(12),
             catalog_loss: some(3),
+            rot: some(8),
+            hard: some(2) > 0,
+            faulty: some(60),
+            lies: some(2) > 0,
+            removal: some(4),
+            put_back: 0,
             conditional: Conditional::Honoured,
             sabotage: None,
         };
         weather.conditional =
             *random.pick(&[Conditional::Honoured, Conditional::Ignored, Conditional::Refused]);
+        if random.chance(120) {
+            weather.put_back = 4 + random.below(8);
+        }
         weather
     }
 }
@@ -121,6 +150,8 @@ pub struct Life {
     pub doomed: bool,
     /// It was told that the repository is somebody else's, by a claim of this generation.
     pub fenced: Option<u64>,
+    /// It repairs: it may write documents, and delete marks of damage.
+    pub repairs: bool,
 }
 
 /// One thing that happened.
@@ -144,11 +175,24 @@ pub struct Request {
 pub struct Host {
     pub owner: OwnerId,
     pub catalog: Option<Catalog>,
+    /// Catalogs that were removed while somebody used them.
+    pub removed: Vec<Catalog>,
+    /// Where the catalog is, if it is in a file.
+    path: Option<PathBuf>,
+    /// A copy of the host's disk from an earlier time.
+    copy: Option<Copy>,
     pub building: bool,
     pub memos: Vec<(Root, Disk)>,
     pub losses: u64,
     /// One of its processes was told that the repository is somebody else's.
     pub told_off: bool,
+}
+
+/// A host's disk as it was: its catalog, what its backups remembered, and the packs that were on their way out.
+struct Copy {
+    catalog: PathBuf,
+    memos: Vec<(Root, Disk)>,
+    leaving: BTreeSet<String>,
 }
 
 /// Where the exhaustive mode kills: at the so-manieth point, counted from 0.
@@ -174,10 +218,14 @@ pub struct Core {
     pub complaints: Vec<String>,
     pub lives: Vec<Life>,
     pub hosts: Vec<Host>,
+    /// Where catalogs are, if they are in files.
+    files: Option<(TempDir, u64)>,
     pub model: Model,
     pub ambush: Ambush,
     pub takeovers: u64,
     pub collections: u64,
+    /// Collections and repairs that are under way.
+    pub judging: u64,
     last_action: (usize, &'static str, u32),
 }
 
@@ -203,10 +251,12 @@ impl World {
             complaints: Vec::new(),
             lives: Vec::new(),
             hosts: Vec::new(),
+            files: None,
             model: Model::default(),
             ambush: Ambush::default(),
             takeovers: 0,
             collections: 0,
+            judging: 0,
             last_action: (0, "", 0),
         };
         Arc::new(Self { repository, core: Mutex::new(core) })
@@ -223,13 +273,62 @@ impl World {
         core.complaints.push(what);
     }
 
+    /// From here on catalogs are files, that can be copied.
+    pub fn use_files(&self) {
+        let shared = Path::new("/dev/shm");
+        let folder = if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() };
+        self.core().files = Some((folder.unwrap(), 0));
+    }
+
+    /// An empty catalog.
+    pub fn new_catalog(&self) -> (Catalog, Option<PathBuf>) {
+        let path = self.core().new_path();
+        let catalog = match &path {
+            Some(path) => Catalog::open(path, self.repository),
+            None => Catalog::in_memory(self.repository),
+        };
+        (catalog.unwrap(), path)
+    }
+
+    /// Puts `catalog` in the place of the one that the host has lost.
+    pub fn install(&self, host: usize, catalog: Catalog, path: Option<PathBuf>) {
+        let host = &mut self.core().hosts[host];
+        (host.catalog, host.path) = (Some(catalog), path);
+    }
+
+    /// Copies the host's disk, or puts back what was copied before. Nobody is at work in its catalog.
+    pub fn copy_or_put_back(&self, host: usize, leaving: BTreeSet<String>) {
+        let mut core = self.core();
+        let Some(target) = core.new_path() else { return };
+        let at = &mut core.hosts[host];
+        match &at.copy {
+            None => {
+                let Some(path) = at.path.as_ref().filter(|_| at.catalog.is_some()) else { return };
+                copy_database(path, &target);
+                at.copy = Some(Copy { catalog: target, memos: at.memos.clone(), leaving });
+                core.note(999, "disk copied", "", if host == 0 { "of A" } else { "of B" });
+            }
+            Some(copy) => {
+                copy_database(&copy.catalog, &target);
+                at.memos.clone_from(&copy.memos);
+                at.catalog = Some(Catalog::open(&target, self.repository).unwrap());
+                at.path = Some(target);
+                at.copy = None;
+                core.note(999, "disk put back", "", if host == 0 { "of A" } else { "of B" });
+            }
+        }
+    }
+
     /// A host with an empty catalog of its own.
     pub fn add_host(&self) {
-        let catalog = Catalog::in_memory(self.repository).expect("a catalog");
+        let (catalog, path) = self.new_catalog();
         let owner = catalog.owner();
         let host = Host {
             owner,
             catalog: Some(catalog),
+            removed: Vec::new(),
+            path,
+            copy: None,
             building: false,
             memos: Vec::new(),
             losses: 0,
@@ -240,7 +339,7 @@ impl World {
 
     pub fn begin_process(&self, lane: usize, host: usize) -> usize {
         let mut core = self.core();
-        core.lives.push(Life { lane, host, doomed: false, fenced: None });
+        core.lives.push(Life { lane, host, doomed: false, fenced: None, repairs: false });
         core.lives.len() - 1
     }
 
@@ -257,6 +356,11 @@ impl World {
                 op.name()
             );
             core.complaints.push(what);
+        }
+        if core.lives[process].repairs
+            && let Some(what) = core.oversteps(&op)
+        {
+            core.complaints.push(format!("a repair {what}: {} {}", op.verb(), op.name()));
         }
         let id = core.next_request;
         core.next_request += 1;
@@ -307,7 +411,34 @@ impl World {
     }
 }
 
+fn copy_database(from: &Path, to: &Path) {
+    for ending in ["", "-wal"] {
+        let name = |path: &Path| PathBuf::from(format!("{}{ending}", path.display()));
+        if name(from).exists() {
+            std::fs::copy(name(from), name(to)).unwrap();
+        }
+    }
+}
+
 impl Core {
+    /// Where the next catalog goes, if catalogs are files.
+    fn new_path(&mut self) -> Option<PathBuf> {
+        let (folder, made) = self.files.as_mut()?;
+        *made += 1;
+        Some(folder.path().join(format!("{made}.sqlite")))
+    }
+
+    /// Whether putting the host's disk back comes next, and not copying it.
+    pub fn has_copy(&self, host: usize) -> bool {
+        self.hosts[host].copy.is_some()
+    }
+
+    /// What was on its way out when disks were copied.
+    pub fn left_in_copies(&self) -> BTreeSet<String> {
+        let copies = self.hosts.iter().filter_map(|host| host.copy.as_ref());
+        copies.flat_map(|copy| copy.leaving.iter().cloned()).collect()
+    }
+
     /// Whether the process was told that the repository is not its host's, and nobody has claimed it since.
     pub fn is_shut_out(&self, process: usize) -> bool {
         let newest = self.bucket.names("claims/").pop();
@@ -317,6 +448,97 @@ impl Core {
     pub fn note(&mut self, process: usize, what: &'static str, object: &str, outcome: &'static str) {
         let lane = self.lives.get(process).map_or(99, |life| life.lane);
         self.trace.push(Event { lane, process, what, object: object.to_owned(), outcome });
+    }
+
+    /// Whether something of the snapshot rotted, was stored wrong, or was lied about.
+    pub fn is_doubted(&self, id: &SnapshotId) -> bool {
+        let record = self.model.snapshots.get(id);
+        record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.doubted.contains(id)))
+    }
+
+    /// Whether something of the snapshot is not in the bucket any more as it was.
+    pub fn has_lost(&self, id: &SnapshotId) -> bool {
+        let record = self.model.snapshots.get(id);
+        record.is_some_and(|record| record.ids.iter().any(|id| !self.bucket.ledger.is_sound(id)))
+    }
+
+    /// Whether something of the snapshot is lost, and whoever reads all packs without a key sees that.
+    pub fn has_rotted(&self, id: &SnapshotId) -> bool {
+        let record = self.model.snapshots.get(id);
+        record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.has_rotted_away(id)))
+    }
+
+    /// Of all hosts, and those that were removed under somebody.
+    pub fn catalogs(&self) -> Vec<Catalog> {
+        let hooked = |catalog: &Catalog| catalog.with_hook(Arc::new(|_, _| Ok(())));
+        self.hosts.iter().flat_map(|host| host.catalog.iter().chain(&host.removed)).map(hooked).collect()
+    }
+
+    /// What a repair may not do.
+    fn oversteps(&self, op: &Op) -> Option<&'static str> {
+        let folder = op.name().split('/').next().unwrap_or_default();
+        match (op, folder) {
+            (Op::Put { .. }, "damaged" | "snapshots" | "protected" | "retired") => None,
+            (Op::Put { .. }, _) => Some("stores more than documents"),
+            (Op::Delete { name }, "damaged") => self.is_true(name).then_some("removes a mark that is true"),
+            (Op::Delete { .. }, _) => Some("deletes more than marks"),
+            _ => None,
+        }
+    }
+
+    /// Whether a mark names all places of something that its snapshot lost.
+    fn is_true(&self, mark: &str) -> bool {
+        let Some(ObjectName::Damage(snapshot)) = ObjectName::parse(mark) else { return false };
+        let text = self.bucket.peek(mark).map(|bytes| String::from_utf8_lossy(bytes));
+        let (Some(text), Some(record)) = (text, self.model.snapshots.get(&snapshot)) else { return false };
+        let ledger = &self.bucket.ledger;
+        record.acknowledged
+            && record.forget_begun.is_none()
+            && record.ids.iter().any(|id| ledger.has_rotted_away(id) && ledger.all_named_in(id, &text))
+    }
+
+    /// Lets one pack rot, if there is one that may. `leaving`: packs that somebody has let go.
+    pub fn rot(&mut self, mut leaving: BTreeSet<String>) {
+        let on_their_way = self.requests.values().map(|request| &request.op);
+        let on_their_way = on_their_way.chain(self.late.iter().map(|(_, _, op)| op));
+        let deletes = |op: &Op| matches!(op, Op::Delete { .. });
+        leaving.extend(on_their_way.filter(|op| deletes(op)).map(|op| op.name().to_owned()));
+        for record in self.bucket.names("deletions/") {
+            let text = self.bucket.peek(&record).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+            let packs = self.bucket.names("packs/").into_iter().chain(self.bucket.names("nodes/"));
+            let named = |pack: &String| {
+                pack.rsplit('/').next().is_some_and(|name| text.as_ref().is_some_and(|text| text.contains(name)))
+            };
+            leaving.extend(packs.filter(named));
+        }
+        let (may, double) = self.bucket.ledger.may_rot(&leaving, &self.model.owed_ids(), self.weather.hard);
+        let among = match double > 0 && self.random.chance(600) {
+            true => double,
+            false => may.len(),
+        };
+        if among == 0 {
+            return;
+        }
+        let name = may[self.random.index(among)].clone();
+        let what = self.bucket.rot(&name, &mut self.random);
+        self.note(999, "rot", &name, what);
+    }
+
+    /// Complains if somebody deleted the last sound copy of something that is owed.
+    pub fn audit(&mut self) {
+        let bereft = std::mem::take(&mut self.bucket.ledger.bereft);
+        if bereft.is_empty() {
+            return;
+        }
+        let owed = self.model.owed_ids();
+        for (id, pack) in bereft {
+            if owed.contains(&id) && self.bucket.ledger.was_known(&id) {
+                let places = self.bucket.ledger.describe(&id);
+                let what = format!("the last sound copy of {} was deleted with {pack}: {places}", hex::encode(id));
+                self.note(999, "complaint", &what, "");
+                self.complaints.push(what);
+            }
+        }
     }
 
     /// How often in a row the process was heard to do this.
