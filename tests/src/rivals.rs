@@ -20,14 +20,14 @@ const BORG_LIBRARIES: [&str; 7] =
 #[derive(Clone, Debug)]
 pub struct Unpacked {
     program: PathBuf,
-    libraries: PathBuf,
+    libraries: [PathBuf; 2],
 }
 
 impl Unpacked {
     fn new(folder: &Path, program: &str) -> Self {
         Self {
             program: folder.join("usr/bin").join(program),
-            libraries: folder.join("usr/lib/x86_64-linux-gnu"),
+            libraries: ["lib", "usr/lib"].map(|libraries| folder.join(libraries).join("x86_64-linux-gnu")),
         }
     }
 
@@ -35,8 +35,9 @@ impl Unpacked {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        if self.libraries.is_dir() {
-            command.env("LD_LIBRARY_PATH", &self.libraries);
+        if self.libraries.iter().any(|folder| folder.is_dir()) {
+            let folders = self.libraries.each_ref().map(|folder| folder.display().to_string());
+            command.env("LD_LIBRARY_PATH", folders.join(":"));
         }
         command
     }
