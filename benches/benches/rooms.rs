@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::ops::Range;
+use std::slice::from_ref;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use underlay_store::catalog::{Catalog, Location, PackRecord};
@@ -79,14 +80,16 @@ fn cutting(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(REGION as u64));
     group.bench_function("a region", |b| b.iter(|| cutter.cut(black_box(&region))));
     group.bench_function("apply to nothing", |b| {
-        b.iter(|| recut(&cutter, &[], &[0..REGION / BLOCK], &mut Loaded(black_box(&region))).unwrap());
+        b.iter(|| {
+            recut(&cutter, &[], from_ref(&(0..REGION / BLOCK)), &mut Loaded(black_box(&region))).unwrap()
+        });
     });
     let zeros = vec![0; REGION];
     group.bench_function("a region of zeros", |b| b.iter(|| cutter.cut(black_box(&zeros))));
     group.finish();
     let runs: Vec<Run> = (0..64).map(|at| Run::Chunk(8, ChunkId::new([at; 32]))).collect();
     c.bench_function("cut/apply one cluster of 64 KiB", |b| {
-        b.iter(|| recut(&cutter, &runs, &[256..272], &mut Loaded(black_box(&region))).unwrap());
+        b.iter(|| recut(&cutter, &runs, from_ref(&(256..272)), &mut Loaded(black_box(&region))).unwrap());
     });
 }
 

@@ -10,8 +10,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use underlay_store::Error;
 use underlay_store::id::{ChunkId, NodeId};
 use underlay_store::key::{DataKey, SealedKey};
-use underlay_store::pack::{ChunkEncoder, Frame, PackKind, PackWriter};
+use underlay_store::pack::{Frame, PackKind, PackWriter};
 
+use super::encoders::{Borrowed, Encoders};
 use super::layer::CutRegion;
 use super::nodes::NodeStore;
 use super::{BackupError, Context};
@@ -33,6 +34,7 @@ pub(super) struct Uploads<'a> {
     /// Those of them that were acknowledged since.
     acknowledged: Vec<ChunkId>,
     data_ids: Vec<ChunkId>,
+    encoders: Encoders,
     slots: Arc<Semaphore>,
     running: JoinSet<Result<Stored, Error>>,
     /// Memory of packs that are stored, for the next ones: fresh pages cost as much as filling them.
@@ -68,6 +70,7 @@ impl<'a> Uploads<'a> {
             unseen: HashSet::new(),
             acknowledged: Vec::new(),
             data_ids: Vec::new(),
+            encoders: Encoders::default(),
             slots: Arc::new(Semaphore::new(context.options.uploads.max(1))),
             running: JoinSet::new(),
             buffers: Vec::new(),
@@ -105,20 +108,16 @@ impl<'a> Uploads<'a> {
         let fresh: Vec<(ChunkId, &[u8])> = fresh.filter(|(id, _)| wanted.remove(id)).collect();
         let new: u64 = fresh.iter().map(|(_, plain)| plain.len() as u64).sum();
         self.context.counters.new.fetch_add(new, Ordering::Relaxed);
-        let (repository, options, key) =
-            (self.context.descriptor.repository, self.context.options, self.context.key);
         let data_key = &self.data_key;
-        let new_encoder = || {
-            let encoder = ChunkEncoder::new(key, repository, options.compression)?;
-            Ok(if options.verify_encoding { encoder } else { encoder.without_verification() })
-        };
-        let encode = |encoder: &mut Result<ChunkEncoder, Error>, (id, plain): &(ChunkId, &[u8])| match encoder
+        let encode = |encoder: &mut Result<Borrowed<'_>, Error>, (id, plain): &(ChunkId, &[u8])| match encoder
         {
             Ok(encoder) => encoder.encode(data_key, *id, plain),
             Err(error) => Err(std::mem::replace(error, Error::EncodeCheck)),
         };
-        let frames: Vec<Frame> =
-            fresh.par_iter().map_init(new_encoder, encode).collect::<Result<_, Error>>()?;
+        let frames: Vec<Frame> = fresh
+            .par_iter()
+            .map_init(|| self.encoders.borrow(self.context), encode)
+            .collect::<Result<_, Error>>()?;
         for ((id, _), frame) in fresh.into_iter().zip(frames) {
             self.data.add(&frame)?;
             self.data_ids.push(id);

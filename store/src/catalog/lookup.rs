@@ -224,9 +224,8 @@ mod tests {
     fn only_promises_do_without_a_sync() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(&folder.path().join("catalog"), RepositoryId::random()).unwrap();
-        let synchronous = || -> i64 {
-            catalog.lock().pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap()
-        };
+        let synchronous =
+            || -> i64 { catalog.lock().pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap() };
         let session = SessionId::random();
         let (normal, full) = (1, 2);
         for _ in 0..2 {
