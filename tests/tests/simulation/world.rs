@@ -507,7 +507,9 @@ impl Core {
             let text = self.bucket.peek(&record).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
             let packs = self.bucket.names("packs/").into_iter().chain(self.bucket.names("nodes/"));
             let named = |pack: &String| {
-                pack.rsplit('/').next().is_some_and(|name| text.as_ref().is_some_and(|text| text.contains(name)))
+                pack.rsplit('/')
+                    .next()
+                    .is_some_and(|name| text.as_ref().is_some_and(|text| text.contains(name)))
             };
             leaving.extend(packs.filter(named));
         }
@@ -534,7 +536,8 @@ impl Core {
         for (id, pack) in bereft {
             if owed.contains(&id) && self.bucket.ledger.was_known(&id) {
                 let places = self.bucket.ledger.describe(&id);
-                let what = format!("the last sound copy of {} was deleted with {pack}: {places}", hex::encode(id));
+                let what =
+                    format!("the last sound copy of {} was deleted with {pack}: {places}", hex::encode(id));
                 self.note(999, "complaint", &what, "");
                 self.complaints.push(what);
             }
