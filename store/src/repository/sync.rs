@@ -285,7 +285,9 @@ async fn adopt_snapshots(
             Some(SessionState::Committed) => catalog.import_snapshot(&record)?,
             // A session is about to commit before its snapshot is stored. So this catalog is an old copy.
             Some(SessionState::Open) if sight == Sight::Later => {
-                tracing::warn!("{name} was stored with a later state of this catalog; bringing it up to date");
+                tracing::warn!(
+                    "{name} was stored with a later state of this catalog; bringing it up to date"
+                );
                 catalog.set_outdated(catalog.records()?)?;
             }
             Some(SessionState::Open) => {

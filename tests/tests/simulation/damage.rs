@@ -75,7 +75,8 @@ pub async fn verify(process: &Process, repository: &Repository, random: &mut Ran
     {
         let core = process.world.core();
         let ledger = &core.bucket.ledger;
-        let copies = damage.chunks.iter().map(|(id, pack)| (*id.as_bytes(), names::pack(PackKind::Data, pack)));
+        let copies =
+            damage.chunks.iter().map(|(id, pack)| (*id.as_bytes(), names::pack(PackKind::Data, pack)));
         let sound: Vec<_> = copies.filter(|(id, pack)| ledger.is_right(id, pack)).collect();
         drop(core);
         for (id, pack) in sound {

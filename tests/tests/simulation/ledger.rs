@@ -106,9 +106,9 @@ impl Ledger {
 
     /// Whether a collection could have known better than to delete the last sound copy: of any wrong one that was left, the owner was told.
     pub fn was_known(&self, id: &Id) -> bool {
-        let mut wrong = self.holding(id).filter(|(_, pack)| {
-            pack.condition == Condition::Sound && pack.wrong.contains(id)
-        });
+        let mut wrong = self
+            .holding(id)
+            .filter(|(_, pack)| pack.condition == Condition::Sound && pack.wrong.contains(id));
         wrong.all(|(name, _)| self.told.contains(&(name.clone(), *id)))
     }
 
@@ -152,7 +152,12 @@ impl Ledger {
 
     /// Packs that may rot: of what they hold there is another sound copy that stays, or, if `hard`, none at all. Nothing that is the
     /// keeper of something on its way out may, for nobody looks at it again. First those of which something owed has other copies: how many.
-    pub fn may_rot(&self, leaving: &BTreeSet<String>, owed: &BTreeSet<Id>, hard: bool) -> (Vec<String>, usize) {
+    pub fn may_rot(
+        &self,
+        leaving: &BTreeSet<String>,
+        owed: &BTreeSet<Id>,
+        hard: bool,
+    ) -> (Vec<String>, usize) {
         let fits = |(name, pack): &(&String, &Pack)| {
             pack.condition == Condition::Sound
                 && pack.ids.iter().all(|id| {

@@ -83,6 +83,8 @@ pub struct Weather {
     /// Some say of what is sound that it is damaged.
     pub lies: bool,
     pub conditional: Conditional,
+    /// Much is dropped and collected, and what was dropped comes back.
+    pub tidy: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -106,6 +108,7 @@ impl Weather {
             faulty: 0,
             lies: false,
             conditional: Conditional::Honoured,
+            tidy: false,
             sabotage: None,
         }
     }
@@ -130,10 +133,12 @@ impl Weather {
             removal: some(4),
             put_back: 0,
             conditional: Conditional::Honoured,
+            tidy: false,
             sabotage: None,
         };
         weather.conditional =
             *random.pick(&[Conditional::Honoured, Conditional::Ignored, Conditional::Refused]);
+        weather.tidy = random.chance(200);
         if random.chance(120) {
             weather.put_back = 4 + random.below(8);
         }
@@ -181,6 +186,8 @@ pub struct Host {
     path: Option<PathBuf>,
     /// A copy of the host's disk from an earlier time.
     copy: Option<Copy>,
+    /// How often such a copy was put back.
+    pub returns: u64,
     pub building: bool,
     pub memos: Vec<(Root, Disk)>,
     pub losses: u64,
@@ -314,6 +321,7 @@ impl World {
                 at.catalog = Some(Catalog::open(&target, self.repository).unwrap());
                 at.path = Some(target);
                 at.copy = None;
+                at.returns += 1;
                 core.note(999, "disk put back", "", if host == 0 { "of A" } else { "of B" });
             }
         }
@@ -329,6 +337,7 @@ impl World {
             removed: Vec::new(),
             path,
             copy: None,
+            returns: 0,
             building: false,
             memos: Vec::new(),
             losses: 0,
@@ -468,6 +477,12 @@ impl Core {
         record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.has_rotted_away(id)))
     }
 
+    /// A gap that is known: a host whose disk was put back lists what was dropped since, until it is dropped again.
+    pub fn may_list_again(&self, id: &SnapshotId) -> bool {
+        let begun = self.model.snapshots.get(id).is_some_and(|record| record.forget_begun.is_some());
+        begun && self.hosts.iter().any(|host| host.returns > 0)
+    }
+
     /// Of all hosts, and those that were removed under somebody.
     pub fn catalogs(&self) -> Vec<Catalog> {
         let hooked = |catalog: &Catalog| catalog.with_hook(Arc::new(|_, _| Ok(())));
@@ -507,7 +522,9 @@ impl Core {
             let text = self.bucket.peek(&record).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
             let packs = self.bucket.names("packs/").into_iter().chain(self.bucket.names("nodes/"));
             let named = |pack: &String| {
-                pack.rsplit('/').next().is_some_and(|name| text.as_ref().is_some_and(|text| text.contains(name)))
+                pack.rsplit('/')
+                    .next()
+                    .is_some_and(|name| text.as_ref().is_some_and(|text| text.contains(name)))
             };
             leaving.extend(packs.filter(named));
         }
@@ -534,7 +551,8 @@ impl Core {
         for (id, pack) in bereft {
             if owed.contains(&id) && self.bucket.ledger.was_known(&id) {
                 let places = self.bucket.ledger.describe(&id);
-                let what = format!("the last sound copy of {} was deleted with {pack}: {places}", hex::encode(id));
+                let what =
+                    format!("the last sound copy of {} was deleted with {pack}: {places}", hex::encode(id));
                 self.note(999, "complaint", &what, "");
                 self.complaints.push(what);
             }
