@@ -22,13 +22,22 @@ pub fn build_once(name: &str, recipe: &str, build: impl FnOnce(&Path) -> Result<
     build_once_in(&directory()?, name, recipe, build)
 }
 
+/// The folder that [`build_once`] made of this recipe; `None` if it never did.
+pub fn built(name: &str, recipe: &str) -> Result<Option<PathBuf>> {
+    Ok(Some(folder_in(&directory()?, name, recipe)).filter(|built| built.is_dir()))
+}
+
+fn folder_in(cache: &Path, name: &str, recipe: &str) -> PathBuf {
+    cache.join(format!("{name}-{:016x}", fingerprint(recipe)))
+}
+
 fn build_once_in(
     cache: &Path,
     name: &str,
     recipe: &str,
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let built = cache.join(format!("{name}-{:016x}", fingerprint(recipe)));
+    let built = folder_in(cache, name, recipe);
     if built.is_dir() {
         return Ok(built);
     }

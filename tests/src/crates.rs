@@ -26,10 +26,18 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    fn recipe(&self) -> String {
+        format!("1 {} {} {}", self.version, self.arguments.join(" "), self.optimisation)
+    }
+
+    /// The folder that [`Self::install`] made before; `None` if it never did.
+    pub fn installed(&self) -> Result<Option<PathBuf>> {
+        cache::built(self.name, &self.recipe())
+    }
+
     /// Returns the folder whose `bin` holds the program.
     pub fn install(&self) -> Result<PathBuf> {
-        let recipe = format!("1 {} {} {}", self.version, self.arguments.join(" "), self.optimisation);
-        cache::build_once(self.name, &recipe, |folder| {
+        cache::build_once(self.name, &self.recipe(), |folder| {
             let target = folder.join("target");
             let mut command = Command::new("cargo");
             command.args(["install", self.name, "--version", self.version, "--locked"]).args(self.arguments);

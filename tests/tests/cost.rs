@@ -146,6 +146,19 @@ fn single_clusters_amid_noise_are_the_worst_case() {
     assert!(uploaded <= 1.75, "{uploaded:.2}x uploaded");
 }
 
+/// While one part is encoded the next is looked up already: what is on its way must not be stored twice.
+#[test]
+fn content_that_comes_again_within_a_backup_is_stored_once() {
+    let (_folder, lab) = on_disk();
+    let image = lab.path("vm.raw");
+    // More than a pack, three times, then a part of a pack all over again.
+    let (long, short) = (noise(1, 40 * MIB), noise(2, 2 * MIB));
+    fs::write(&image, [long.repeat(3), short.repeat(40)].concat()).unwrap();
+    let outcome = lab.backup("vm", &image, Format::Raw).unwrap();
+    assert_eq!(outcome.bytes_new, 42 * MIB);
+    assert!(outcome.bytes_uploaded < 43 * MIB, "{} bytes uploaded", outcome.bytes_uploaded);
+}
+
 #[test]
 fn a_gigabyte_of_new_data_takes_bounded_memory() {
     let (_folder, lab) = on_disk();

@@ -12,10 +12,10 @@ use underlay_store::tree::{Cursor, Editor, Node, Run, regions};
 use super::dirty::{DirtyRegion, DirtyRegions};
 use super::nodes::{NodeStore, misplaced};
 use super::region::Region;
-use super::uploads::Uploads;
+use super::uploads::{Asked, Uploads};
 use super::{BackupError, Context, DiskSource};
 
-/// Regions read and cut together: 2 MiB of memory each, and at most three batches are alive.
+/// Regions read and cut together: 2 MiB of memory each, and at most four batches are alive.
 const BATCH: usize = 8;
 
 /// A region after cutting, with the bytes of its new chunks.
@@ -74,7 +74,8 @@ pub(super) fn apply(
     context.progress.phase("reading", Some(size));
     let buffers = Buffers::default();
     std::thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(1);
+        // While one batch is encoded, the next is looked up and the one after is read.
+        let (sender, receiver) = sync_channel(0);
         let buffers = &buffers;
         let reader = scope.spawn(move || read(context, source, index, base, nodes, buffers, &sender));
         let written = write(context, base, size, nodes, uploads, buffers, receiver);
@@ -165,9 +166,16 @@ fn write(
     let mut source = nodes;
     let mut sink = |node: &Node| nodes.put(node);
     let mut editor = Editor::new(base, size, &mut source, &mut sink, misplaced)?;
-    for batch in receiver {
+    let mut looked_up: Option<(Vec<CutRegion<'_>>, Asked)> = None;
+    loop {
+        let next = receiver.recv().ok();
         context.check_cancelled()?;
-        uploads.chunks(&batch)?;
+        let answered =
+            looked_up.take().map(|(batch, asked)| Ok::<_, BackupError>((batch, uploads.answer(asked)?)));
+        let ended = next.is_none();
+        looked_up = next.map(|batch| uploads.ask(&batch).map(|asked| (batch, asked))).transpose()?;
+        let Some((batch, wanted)) = answered.transpose()? else { if ended { break } else { continue } };
+        uploads.chunks(&batch, wanted)?;
         for cut in batch {
             debug_assert!(cut.index < regions(size) && cut.content.bytes(0..1).len() <= BLOCK);
             let leaf = cut.leaf().map(|leaf| nodes.put(&leaf));

@@ -4,6 +4,7 @@
 //! not read. Regions are read, cut and hashed on all processors while the batch before is looked up, encoded and uploaded.
 
 mod dirty;
+mod encoders;
 mod error;
 mod layer;
 mod nodes;

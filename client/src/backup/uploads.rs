@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use underlay_store::Error;
 use underlay_store::id::{ChunkId, NodeId};
 use underlay_store::key::{DataKey, SealedKey};
-use underlay_store::pack::{ChunkEncoder, Frame, PackKind, PackWriter};
+use underlay_store::pack::{Frame, PackKind, PackWriter};
 
+use super::encoders::{Borrowed, Encoders};
 use super::layer::CutRegion;
 use super::nodes::NodeStore;
 use super::{BackupError, Context};
@@ -28,12 +29,32 @@ pub(super) struct Uploads<'a> {
     nodes: PackWriter,
     /// Nodes in the pack being filled.
     node_ids: Vec<NodeId>,
-    /// Chunks in packs not yet acknowledged: the catalog does not know them.
-    unacknowledged: HashSet<ChunkId>,
+    /// Chunks of this backup that the look-up under way may not have seen: those in packs that were not acknowledged before it began.
+    unseen: HashSet<ChunkId>,
+    /// Those of them that were acknowledged since.
+    acknowledged: Vec<ChunkId>,
     data_ids: Vec<ChunkId>,
+    encoders: Encoders,
     slots: Arc<Semaphore>,
-    running: JoinSet<Result<Vec<ChunkId>, Error>>,
+    running: JoinSet<Result<Stored, Error>>,
+    /// Memory of packs that are stored, for the next ones: fresh pages cost as much as filling them.
+    buffers: Vec<Vec<u8>>,
 }
+
+/// A pack that was acknowledged.
+struct Stored {
+    ids: Vec<ChunkId>,
+    buffer: Option<Vec<u8>>,
+}
+
+/// A look-up under way: the ids asked for, ascending, and whether each is stored.
+pub(super) struct Asked {
+    ids: Arc<[ChunkId]>,
+    have: JoinHandle<Result<Vec<bool>, Error>>,
+}
+
+/// Chunks that the repository lacks.
+pub(super) struct Wanted(HashSet<ChunkId>);
 
 impl<'a> Uploads<'a> {
     pub fn new(context: &'a Context<'a>) -> Result<Self, BackupError> {
@@ -46,45 +67,61 @@ impl<'a> Uploads<'a> {
             data_key,
             sealed,
             node_ids: Vec::new(),
-            unacknowledged: HashSet::new(),
+            unseen: HashSet::new(),
+            acknowledged: Vec::new(),
             data_ids: Vec::new(),
+            encoders: Encoders::default(),
             slots: Arc::new(Semaphore::new(context.options.uploads.max(1))),
             running: JoinSet::new(),
+            buffers: Vec::new(),
         })
     }
 
-    /// Stores those chunks of the regions that the repository lacks.
-    pub fn chunks(&mut self, regions: &[CutRegion<'_>]) -> Result<(), BackupError> {
-        let mut fresh: Vec<(ChunkId, &[u8])> = regions.iter().flat_map(CutRegion::fresh).collect();
-        let mut ids: Vec<ChunkId> = fresh.iter().map(|(id, _)| *id).collect();
+    /// Begins to ask which chunks of the regions the repository lacks. The answer before must have been taken.
+    pub fn ask(&mut self, regions: &[CutRegion<'_>]) -> Result<Asked, BackupError> {
+        let mut ids: Vec<ChunkId> = regions.iter().flat_map(CutRegion::fresh).map(|(id, _)| id).collect();
         ids.sort_unstable();
         ids.dedup();
         self.collect_finished()?;
-        ids.retain(|id| !self.unacknowledged.contains(id));
-        let have = self.context.wait(self.context.authority.have_chunks(self.context.grant.session, &ids))?;
-        let mut wanted: HashSet<ChunkId> =
-            ids.into_iter().zip(have).filter(|(_, have)| !have).map(|(id, _)| id).collect();
-        fresh.retain(|(id, _)| wanted.remove(id));
+        for id in self.acknowledged.drain(..) {
+            self.unseen.remove(&id);
+        }
+        ids.retain(|id| !self.unseen.contains(id));
+        let (authority, session) = (Arc::clone(&self.context.authority), self.context.grant.session);
+        let ids: Arc<[ChunkId]> = ids.into();
+        let asked = Arc::clone(&ids);
+        let have = self.context.runtime.spawn(async move { authority.have_chunks(session, &asked).await });
+        Ok(Asked { ids, have })
+    }
+
+    /// Waits for the answer.
+    pub fn answer(&self, asked: Asked) -> Result<Wanted, BackupError> {
+        let have = self.context.wait(asked.have).unwrap_or_else(|failure| Err(interrupted(failure)))?;
+        let missing = asked.ids.iter().zip(have).filter(|(id, have)| !have && !self.unseen.contains(*id));
+        Ok(Wanted(missing.map(|(id, _)| *id).collect()))
+    }
+
+    /// Stores those chunks of the regions that are wanted.
+    pub fn chunks(&mut self, regions: &[CutRegion<'_>], wanted: Wanted) -> Result<(), BackupError> {
+        let mut wanted = wanted.0;
+        let fresh = regions.iter().flat_map(CutRegion::fresh);
+        let fresh: Vec<(ChunkId, &[u8])> = fresh.filter(|(id, _)| wanted.remove(id)).collect();
         let new: u64 = fresh.iter().map(|(_, plain)| plain.len() as u64).sum();
         self.context.counters.new.fetch_add(new, Ordering::Relaxed);
-        let (repository, options, key) =
-            (self.context.descriptor.repository, self.context.options, self.context.key);
         let data_key = &self.data_key;
-        let new_encoder = || {
-            let encoder = ChunkEncoder::new(key, repository, options.compression)?;
-            Ok(if options.verify_encoding { encoder } else { encoder.without_verification() })
-        };
-        let encode = |encoder: &mut Result<ChunkEncoder, Error>, (id, plain): &(ChunkId, &[u8])| match encoder
+        let encode = |encoder: &mut Result<Borrowed<'_>, Error>, (id, plain): &(ChunkId, &[u8])| match encoder
         {
             Ok(encoder) => encoder.encode(data_key, *id, plain),
             Err(error) => Err(std::mem::replace(error, Error::EncodeCheck)),
         };
-        let frames: Vec<Frame> =
-            fresh.par_iter().map_init(new_encoder, encode).collect::<Result<_, Error>>()?;
+        let frames: Vec<Frame> = fresh
+            .par_iter()
+            .map_init(|| self.encoders.borrow(self.context), encode)
+            .collect::<Result<_, Error>>()?;
         for ((id, _), frame) in fresh.into_iter().zip(frames) {
             self.data.add(&frame)?;
             self.data_ids.push(id);
-            self.unacknowledged.insert(id);
+            self.unseen.insert(id);
             if self.data.is_full() {
                 self.flush_data()?;
             }
@@ -132,30 +169,32 @@ impl<'a> Uploads<'a> {
         if self.data_ids.is_empty() {
             return Ok(());
         }
-        let empty = PackWriter::data(self.context.descriptor.repository, vec![self.sealed])?;
-        let pack = std::mem::replace(&mut self.data, empty);
-        let ids = std::mem::take(&mut self.data_ids);
         let slots = Arc::clone(&self.slots);
         // Waiting here, before more is read, is what bounds memory.
         let permit = self.context.wait(slots.acquire_owned()).map_err(|_| Error::Interrupted)?;
+        self.collect_finished()?;
+        let buffer = self.buffers.pop().unwrap_or_default();
+        let empty = PackWriter::data_in(buffer, self.context.descriptor.repository, vec![self.sealed])?;
+        let pack = std::mem::replace(&mut self.data, empty);
+        let ids = std::mem::take(&mut self.data_ids);
         let (authority, session) = (Arc::clone(&self.context.authority), self.context.grant.session);
         let counters = Arc::clone(&self.context.counters);
         self.running.spawn_on(
             async move {
-                let finished = tokio::task::spawn_blocking(move || pack.finish())
-                    .await
-                    .map_err(|_| Error::Interrupted)?;
-                if let Some(finished) = finished {
-                    let length = finished.bytes.len() as u64;
-                    authority.put_pack(session, PackKind::Data, finished.bytes).await?;
+                let mut buffer = None;
+                // The authority names it, by all of its bytes: once is enough.
+                if let Some(bytes) = pack.finish_unnamed() {
+                    let length = bytes.len() as u64;
+                    authority.put_pack(session, PackKind::Data, bytes.clone()).await?;
                     counters.uploaded.fetch_add(length, Ordering::Relaxed);
+                    buffer = bytes.try_into_mut().ok().map(Vec::from);
                 }
                 drop(permit);
-                Ok(ids)
+                Ok(Stored { ids, buffer })
             },
             &self.context.runtime,
         );
-        self.collect_finished()
+        Ok(())
     }
 
     fn flush_nodes(&mut self, store: &NodeStore<'_>) -> Result<(), BackupError> {
@@ -163,12 +202,12 @@ impl<'a> Uploads<'a> {
             return Ok(());
         }
         let empty = PackWriter::nodes(self.context.descriptor.repository);
-        let Some(finished) = std::mem::replace(&mut self.nodes, empty).finish() else { return Ok(()) };
-        let length = finished.bytes.len() as u64;
+        let Some(bytes) = std::mem::replace(&mut self.nodes, empty).finish_unnamed() else { return Ok(()) };
+        let length = bytes.len() as u64;
         self.context.wait(self.context.authority.put_pack(
             self.context.grant.session,
             PackKind::Nodes,
-            finished.bytes,
+            bytes,
         ))?;
         self.context.counters.uploaded.fetch_add(length, Ordering::Relaxed);
         store.stored(std::mem::take(&mut self.node_ids));
@@ -192,15 +231,19 @@ impl<'a> Uploads<'a> {
 
     fn acknowledge(
         &mut self,
-        done: Result<Result<Vec<ChunkId>, Error>, tokio::task::JoinError>,
+        done: Result<Result<Stored, Error>, tokio::task::JoinError>,
     ) -> Result<(), BackupError> {
-        let ids = done.unwrap_or_else(|failure| match failure.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::Interrupted),
-        })?;
-        for id in ids {
-            self.unacknowledged.remove(&id);
-        }
+        let Stored { ids, buffer } = done.unwrap_or_else(|failure| Err(interrupted(failure)))?;
+        self.acknowledged.extend(ids);
+        self.buffers.extend(buffer);
         Ok(())
+    }
+}
+
+/// What became of a task that gave no result; goes on with its panic.
+fn interrupted(failure: tokio::task::JoinError) -> Error {
+    match failure.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Error::Interrupted,
     }
 }

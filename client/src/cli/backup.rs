@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use underlay_store::progress::Progress;
-use underlay_store::repository::Access;
 use underlay_store::snapshot::{Consistency, PrivateImage, PrivateMetadata, validate};
 
 use super::App;
 use super::backup_domain::DomainOptions;
 use super::open::Opened;
+use super::owning::Owning;
 use super::report::Failure;
 use super::text::{count, say, size};
 use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
@@ -61,9 +61,8 @@ pub(super) struct Backup {
     /// Read every layer, whatever is known of it
     #[arg(long)]
     no_memo: bool,
-    /// Become the repository's owner, though another host is. Only if that host is gone for good
-    #[arg(long)]
-    take_over: bool,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 /// Formats that can be backed up.
@@ -89,7 +88,7 @@ impl Backup {
 
     /// The repository to back up to.
     pub fn open(&self, app: &App) -> Result<Destination, Failure> {
-        let opened = app.open(if self.take_over { Access::TakeOver } else { Access::Write })?;
+        let opened = app.open(self.owning.writing())?;
         let memos = Memos::new(&state_directory(), opened.descriptor.repository);
         Ok(Destination { opened, memos })
     }

@@ -8,11 +8,11 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use underlay_store::id::SnapshotId;
 use underlay_store::names::ObjectName;
-use underlay_store::repository::Access;
 use underlay_store::snapshot::retention::{Candidate, Policy, Reason, apply_policy};
 
 use super::App;
 use super::open::{Opened, Snapshots};
+use super::owning::Owning;
 use super::report::Failure;
 use super::text::{count, say, table};
 
@@ -36,6 +36,8 @@ pub(super) struct Forget {
     /// Say what would go and why the rest stays, and drop nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 /// What a policy keeps.
@@ -81,6 +83,8 @@ pub(super) struct Protect {
     /// Lift the protection
     #[arg(long)]
     off: bool,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 /// What is decided about one snapshot.
@@ -94,7 +98,7 @@ struct Verdict {
 
 impl Protect {
     pub fn run(self, app: &App) -> Result<(), Failure> {
-        let opened = app.open(Access::Write)?;
+        let opened = app.open(self.owning.writing())?;
         let snapshots = app.snapshots(&opened)?;
         let snapshot = snapshots.select(&self.snapshot)?;
         app.wait(opened.authority.protect(snapshot.snapshot, !self.off))?;
@@ -111,8 +115,7 @@ impl Protect {
 
 impl Forget {
     pub fn run(self, app: &App) -> Result<(), Failure> {
-        let access = if self.dry_run { Access::Read } else { Access::Write };
-        let opened = app.open(access)?;
+        let opened = app.open(self.owning.writing_unless(self.dry_run))?;
         let snapshots = app.snapshots(&opened)?;
         let damaged = snapshots.report_damaged();
         let verdicts = match self.snapshots.is_empty() {

@@ -6,9 +6,9 @@ use clap::Args;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde_json::json;
 use underlay_store::gc::{Count, DEFAULT_LEASE, DEFAULT_MAX_UNUSED, GcOptions, GcReport};
-use underlay_store::repository::Access;
 
 use super::App;
+use super::owning::Owning;
 use super::report::{DAMAGE, Failure};
 use super::text::{count, say, size, warn};
 
@@ -28,6 +28,8 @@ pub(super) struct Gc {
     /// Shut out backups that were not heard of for so long, such as 12h or 2d: what only they hold can go
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = lease)]
     fence_after: Duration,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 /// A part of a whole; shown in percent.
@@ -57,7 +59,7 @@ fn lease(text: &str) -> Result<Duration, String> {
 impl Gc {
     pub fn run(self, app: &App) -> Result<(), Failure> {
         debug_assert_eq!(lease("24h"), Ok(DEFAULT_LEASE));
-        let access = if self.dry_run { Access::Read } else { Access::Write };
+        let access = self.owning.writing_unless(self.dry_run);
         let repository = app.authority(access)?;
         let options =
             GcOptions { dry_run: self.dry_run, max_unused: self.max_unused.0, lease: self.fence_after };

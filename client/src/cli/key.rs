@@ -13,6 +13,7 @@ use underlay_store::snapshot::{Descriptor, Timestamp};
 
 use super::App;
 use super::open::Opened;
+use super::owning::Owning;
 use super::prompt;
 use super::report::{DAMAGE, Failure};
 use super::text::{count, say, say_bytes, table, warn};
@@ -54,6 +55,8 @@ struct Add {
     /// A file whose first line is the new passphrase; else a prompt
     #[arg(long, value_name = "FILE")]
     new_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 #[derive(Debug, Args)]
@@ -63,6 +66,8 @@ struct Remove {
     /// Even if it is the last that opens the restore key. Be sure that a key file or a paper copy exists
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 #[derive(Debug, Args)]
@@ -151,7 +156,7 @@ fn list(app: &App) -> Result<(), Failure> {
 
 impl Add {
     fn run(self, app: &App) -> Result<(), Failure> {
-        let opened = app.open(Access::Write)?;
+        let opened = app.open(self.owning.writing())?;
         let key = chosen(&opened, self.holds)?;
         let passphrase = prompt::not_empty(match &self.new_passphrase_file {
             Some(path) => prompt::first_line(path)?,
@@ -169,7 +174,7 @@ impl Add {
 
 impl Remove {
     fn run(self, app: &App) -> Result<(), Failure> {
-        let opened = app.open(Access::Write)?;
+        let opened = app.open(self.owning.writing())?;
         let stored = app.wait(opened.authority.key_slots())?;
         let ids: Vec<SlotId> = (stored.iter())
             .filter_map(|document| match ObjectName::parse(&document.name) {

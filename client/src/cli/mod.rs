@@ -11,6 +11,7 @@ mod key;
 mod list;
 mod manual;
 mod open;
+mod owning;
 mod progress;
 mod prompt;
 mod recover;

@@ -8,12 +8,13 @@ use underlay_store::backend::{Backend, Options};
 use underlay_store::id::SnapshotId;
 use underlay_store::key::file;
 use underlay_store::names::DESCRIPTOR;
-use underlay_store::repository::{Access, RebuildReport, Repository};
+use underlay_store::repository::{RebuildReport, Repository};
 use underlay_store::snapshot::{Descriptor, Snapshot};
 
 use super::App;
 use super::check::{read_data, tell_report};
 use super::open::Snapshots;
+use super::owning::Owning;
 use super::report::{DAMAGE, Failure, IN_PART};
 use super::text::{count, say, warn};
 use crate::state::state_directory;
@@ -37,6 +38,8 @@ pub(super) struct Repair {
     /// First read, decrypt and verify every chunk. Needs the restore key
     #[arg(long, conflicts_with = "dry_run")]
     read_data: bool,
+    #[command(flatten)]
+    owning: Owning,
 }
 
 /// Their descriptions lie with their arguments.
@@ -87,7 +90,7 @@ impl Repair {
     }
 
     fn all(&self, app: &App) -> Result<(), Failure> {
-        let opened = app.open(if self.dry_run { Access::Read } else { Access::Write })?;
+        let opened = app.open(self.owning.writing_unless(self.dry_run))?;
         let snapshots = app.snapshots(&opened)?;
         snapshots.report_damaged();
         if self.read_data {

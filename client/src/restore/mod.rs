@@ -22,6 +22,7 @@ mod device;
 mod error;
 mod execute;
 mod fetch;
+mod flush;
 mod headers;
 mod partial;
 mod private_file;

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::RestoreError;
+use super::flush::Flusher;
 
 /// Bytes of the target's name that the temporary name repeats; names may have 255.
 const NAME_SHOWN: usize = 200;
@@ -19,6 +20,7 @@ const NAME_SHOWN: usize = 200;
 #[derive(Debug)]
 pub(super) struct PartialFile {
     file: File,
+    flusher: Flusher,
     directory: File,
     temporary: OsString,
     path: PathBuf,
@@ -44,7 +46,12 @@ impl PartialFile {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| RestoreError::file("create", &path)(errno.into()))?;
-        let partial = Self { file: file.into(), directory, temporary, path, force, unfinished: true };
+        let file = File::from(file);
+        let flusher = Flusher::new(&file).map_err(|error| {
+            let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
+            RestoreError::file("flush", &path)(error)
+        })?;
+        let partial = Self { file, flusher, directory, temporary, path, force, unfinished: true };
         if let Some(replaced) = replaced {
             partial.take_over(&replaced).map_err(RestoreError::file("set the owner of", &partial.path))?;
         }
@@ -56,6 +63,11 @@ impl PartialFile {
         &self.file
     }
 
+    /// Notes that this many bytes were written: they are brought to the disk while more comes.
+    pub(super) fn wrote(&self, bytes: u64) {
+        self.flusher.wrote(bytes);
+    }
+
     /// The name it will take.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -63,7 +75,8 @@ impl PartialFile {
 
     /// Syncs the file, gives it its name and syncs the directory.
     pub(super) fn finish(mut self) -> Result<(), RestoreError> {
-        self.file.sync_all().map_err(RestoreError::file("sync", &self.path))?;
+        let flushed = self.flusher.finish();
+        flushed.and_then(|()| self.file.sync_all()).map_err(RestoreError::file("sync", &self.path))?;
         self.take_name().map_err(|errno| match errno {
             Errno::EXIST => RestoreError::TargetExists { path: self.path.clone() },
             errno => RestoreError::file("give its name to", &self.path)(errno.into()),

@@ -34,6 +34,7 @@ impl DiskOutput for RawFile {
         for (offset, run) in data_runs(offset, data) {
             self.partial.file().write_all_at(run, offset).map_err(RestoreError::file("write", path))?;
             self.written.fetch_add(run.len() as u64, Ordering::Relaxed);
+            self.partial.wrote(run.len() as u64);
         }
         Ok(())
     }

@@ -105,25 +105,41 @@ impl Catalog {
 
     /// Runs `work` in a transaction that excludes other writers from its start.
     fn write<T>(&self, action: &'static str, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
-        self.run(TransactionBehavior::Immediate, action, work)
+        self.run(Kind::Durable, action, work)
+    }
+
+    /// As [`Catalog::write`], but loss of power may undo it, with all that came after it. Everybody sees it at once, and a durable
+    /// transaction makes those before it durable, too: for what means nothing unless something durable follows.
+    fn write_lightly<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> Outcome<T>,
+    ) -> Result<T> {
+        self.run(Kind::Light, action, work)
     }
 
     /// Runs `work` on one unchanging view; writers go on.
     fn read<T>(&self, action: &'static str, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
-        self.run(TransactionBehavior::Deferred, action, work)
+        self.run(Kind::Read, action, work)
     }
 
     fn run<T>(
         &self,
-        behavior: TransactionBehavior,
+        kind: Kind,
         action: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> Outcome<T>,
     ) -> Result<T> {
         let mut connection = self.lock();
         let outcome = (|| {
+            let changes = !matches!(kind, Kind::Read);
+            if changes {
+                let durability = if matches!(kind, Kind::Durable) { "full" } else { "normal" };
+                connection.pragma_update(None, "synchronous", durability)?;
+            }
+            let behavior =
+                if changes { TransactionBehavior::Immediate } else { TransactionBehavior::Deferred };
             let transaction = connection.transaction_with_behavior(behavior)?;
             let value = work(&transaction)?;
-            let changes = matches!(behavior, TransactionBehavior::Immediate);
             let hook = self.hook.as_ref().filter(|_| changes);
             hook.map_or(Ok(()), |hook| hook(Moment::BeforeCommit, action))?;
             transaction.commit()?;
@@ -143,6 +159,16 @@ impl fmt::Debug for Catalog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Catalog({})", self.path.display())
     }
+}
+
+/// What a transaction does, and what its end promises.
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    /// Changes that survive loss of power.
+    Durable,
+    /// Changes that survive the death of this process.
+    Light,
 }
 
 /// Why a transaction ended early: the database, or a rule of the store.

@@ -4,15 +4,15 @@ use std::collections::HashSet;
 
 use super::documents::documents;
 use super::loss::Loss;
-use super::packs::packs;
+use super::packs::{Packs, packs};
 use super::trees::Trees;
 use super::{Affected, CheckOptions, CheckReport, Ground};
-use crate::Result;
 use crate::catalog::Retired;
 use crate::id::{PackName, Root};
 use crate::names::{self, ObjectName};
 use crate::progress::Progress;
 use crate::snapshot::Snapshot;
+use crate::{Error, Result};
 
 /// What a check found, and what may be done about it.
 pub(crate) struct Checked {
@@ -54,23 +54,15 @@ pub(crate) async fn check(
     }
     documents(ground, &mut checked.report).await?;
     let packs = packs(ground, options, progress, &mut checked.report).await?;
-    snapshots(ground, &mut checked).await?;
-    let mut trees = Trees::new(ground, &packs.bad);
-    progress.phase("snapshots", Some(checked.snapshots.len() as u64));
-    let mut roots: Vec<Root> = Vec::new();
-    for snapshot in &checked.snapshots {
-        checked.report.snapshots += 1;
-        for root in snapshot.roots() {
-            trees.walk(root, &mut checked.report).await?;
-            roots.push(*root);
+    let before = checked.report.clone();
+    loop {
+        walk(ground, &packs, progress, &mut checked).await?;
+        // What was dropped meanwhile may have lost its packs: that is no damage.
+        if checked.loss.total().is_empty() || !any_dropped(ground, &checked.snapshots)? {
+            break;
         }
-        progress.advance(1);
+        checked.report = before.clone();
     }
-    roots.sort_unstable();
-    roots.dedup();
-    checked.loss = trees.finish(&roots, &mut checked.report).await?;
-    roots.retain(|root| checked.loss.touches(root));
-    checked.report.roots = roots;
     affected(&mut checked);
     let mut needed: HashSet<PackName> = lost_places(&checked.loss).iter().map(pack_of).collect();
     needed.extend(&checked.loss.at_risk);
@@ -93,6 +85,44 @@ pub(crate) async fn check(
     }
     checked.catalog_is_damaged = packs.catalog_differs;
     Ok(checked)
+}
+
+/// Walks the trees of all snapshots.
+async fn walk(
+    ground: &Ground<'_>,
+    packs: &Packs,
+    progress: &dyn Progress,
+    checked: &mut Checked,
+) -> Result<()> {
+    checked.snapshots.clear();
+    checked.unstored.clear();
+    snapshots(ground, checked).await?;
+    let mut trees = Trees::new(ground, &packs.bad);
+    progress.phase("snapshots", Some(checked.snapshots.len() as u64));
+    let mut roots: Vec<Root> = Vec::new();
+    for snapshot in &checked.snapshots {
+        checked.report.snapshots += 1;
+        for root in snapshot.roots() {
+            trees.walk(root, &mut checked.report).await?;
+            roots.push(*root);
+        }
+        progress.advance(1);
+    }
+    roots.sort_unstable();
+    roots.dedup();
+    checked.loss = trees.finish(&roots, &mut checked.report).await?;
+    roots.retain(|root| checked.loss.touches(root));
+    checked.report.roots = roots;
+    Ok(())
+}
+
+fn any_dropped(ground: &Ground<'_>, snapshots: &[Snapshot]) -> Result<bool> {
+    for snapshot in snapshots {
+        if !ground.catalog.has_snapshot(snapshot.snapshot)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn lost_places(loss: &Loss) -> Vec<Retired> {
@@ -133,7 +163,16 @@ async fn snapshots(ground: &Ground<'_>, checked: &mut Checked) -> Result<()> {
         if stored.iter().any(|(known, _)| *known == id) {
             continue;
         }
-        match Snapshot::peek(&id, repository, &backend.get(&name).await?) {
+        let bytes = match backend.get(&name).await {
+            // Dropped since it was listed.
+            Err(Error::Missing { .. }) => continue,
+            other => other?,
+        };
+        if catalog.has_snapshot(id)? {
+            // Committed since.
+            continue;
+        }
+        match Snapshot::peek(&id, repository, &bytes) {
             Ok(_) => report.notices.push(format!("{name} was never acknowledged, and is not listed")),
             Err(error) => report.find(name, error.to_string()),
         }
@@ -141,6 +180,10 @@ async fn snapshots(ground: &Ground<'_>, checked: &mut Checked) -> Result<()> {
     for (id, cataloged) in stored {
         let name = names::snapshot(&id);
         let object = backend.get(&name).await;
+        if catalog.is_forgotten(id)? {
+            // Dropped meanwhile, and its packs may go.
+            continue;
+        }
         let snapshot = Snapshot::peek(&id, repository, &cataloged);
         let wrong = match object {
             Ok(bytes) if bytes == cataloged => None,

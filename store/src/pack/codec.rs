@@ -167,12 +167,11 @@ impl ChunkDecoder {
                     return Err("it does not decrypt");
                 }
                 out.clear();
-                out.resize(length, 0);
-                let written = self
-                    .decompressor
-                    .decompress_to_buffer(&self.compressed, out.as_mut_slice())
+                out.reserve(length);
+                // Into what is reserved, without zeroing it first. Too much is found out below.
+                self.decompressor
+                    .decompress_to_buffer(&self.compressed, out)
                     .map_err(|_| "it does not decompress to its length")?;
-                out.truncate(written);
             }
         }
         if out.len() != length {

@@ -110,6 +110,21 @@ impl PackWriter {
         Self::new(PackKind::Data, repository, sealed_keys)
     }
 
+    /// As [`PackWriter::data`], in memory that another pack needs no more; what it held is forgotten.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn data_in(
+        mut buffer: Vec<u8>,
+        repository: RepositoryId,
+        sealed_keys: Vec<SealedKey>,
+    ) -> Result<Self> {
+        let mut writer = Self::data(repository, sealed_keys)?;
+        buffer.clear();
+        buffer.append(&mut writer.bytes);
+        Ok(Self { bytes: buffer, ..writer })
+    }
+
     /// An empty node pack.
     pub fn nodes(repository: RepositoryId) -> Self {
         Self::empty(PackKind::Nodes, repository, Vec::new())
@@ -228,7 +243,19 @@ impl PackWriter {
     }
 
     /// Writes the trailer and names the pack; `None` if nothing was added.
-    pub fn finish(mut self) -> Option<FinishedPack> {
+    pub fn finish(self) -> Option<FinishedPack> {
+        let kind = self.header.kind;
+        let (bytes, entries) = self.sealed()?;
+        let name = name_of(&bytes);
+        Some(FinishedPack { id: PackId::new(kind, name), bytes, entries })
+    }
+
+    /// Writes the trailer; `None` if nothing was added. Whoever stores the pack names it, which takes as long as reading it once.
+    pub fn finish_unnamed(self) -> Option<Bytes> {
+        self.sealed().map(|(bytes, _)| bytes)
+    }
+
+    fn sealed(mut self) -> Option<(Bytes, Vec<Entry>)> {
         if self.entries.is_empty() {
             return None;
         }
@@ -244,12 +271,7 @@ impl PackWriter {
         self.bytes.extend_from_slice(&VERSION.to_le_bytes());
         self.bytes.extend_from_slice(&[0; 6]);
         self.bytes.extend_from_slice(FOOTER_MAGIC);
-        let name = name_of(&self.bytes);
-        Some(FinishedPack {
-            id: PackId::new(self.header.kind, name),
-            bytes: Bytes::from(self.bytes),
-            entries: self.entries,
-        })
+        Some((Bytes::from(self.bytes), self.entries))
     }
 }
 

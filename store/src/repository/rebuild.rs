@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{NodeReader, Repository, catalog_path, claims, sync};
+use super::{NodeReader, Repository, catalog_path, claims, owner, sync};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::Catalog;
@@ -64,12 +64,13 @@ impl Repository {
             Some(owner) => Some(owner),
             None => old.as_ref().map(Catalog::owner),
         };
-        if let Some(claim) = claims::current(backend, &id).await?
-            && remembered != Some(claim.owner)
-        {
-            return Err(Error::OwnedElsewhere { host: claim.host, generation: claim.generation });
+        let claim = claims::current(backend, &id).await?;
+        if let Some(claim) = claim.as_ref().filter(|claim| remembered != Some(claim.owner)) {
+            return Err(owner::elsewhere(claim));
         }
-        if let Some(old) = &old {
+        // What a catalog of before the newest claim holds, another owner may have dropped.
+        let newest = claim.map_or(0, |claim| claim.generation);
+        if let Some(old) = old.as_ref().filter(|old| old.caught_up().is_ok_and(|known| known == newest)) {
             put_back(backend, old, dry_run, verifies, &mut report).await?;
         }
         let building = path.with_extension("building");

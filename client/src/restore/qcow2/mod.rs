@@ -140,6 +140,7 @@ impl DiskOutput for Qcow2File {
         for (offset, run) in data_runs(offset, data) {
             self.write_run(offset, run).map_err(RestoreError::file("write", path))?;
             self.written.fetch_add(run.len() as u64, Ordering::Relaxed);
+            self.partial.wrote(run.len() as u64);
         }
         Ok(())
     }
