@@ -2,21 +2,41 @@
 
 use underlay_store::sabotage::Rule;
 
+use crate::random::Random;
 use crate::schedule::Threads;
-use crate::storm;
-use crate::world::Sabotage;
+use crate::world::{Sabotage, Weather};
+use crate::{Outcome, storm_in};
 
 /// Seeds tried for each.
 const PATIENCE: u64 = 2000;
 
-/// The oracle complains about this within some seeds.
+/// The weather in which a broken rule shows: what else could happen would only hide it.
+fn weather(sabotage: Sabotage, random: &mut Random) -> Weather {
+    let drawn = Weather::draw(random);
+    let calm = Weather { conditional: drawn.conditional, tidy: true, ..Weather::calm() };
+    match sabotage {
+        Sabotage::FailureIsEmpty => Weather { half_list: 500, catalog_loss: 4, ..calm },
+        Sabotage::Rule(Rule::HideDeadNodes) => calm,
+        Sabotage::Rule(Rule::ReadKeepers) => Weather { rot: 15, ..calm },
+        Sabotage::Rule(Rule::ClaimAnew) => Weather { removal: 8, ..calm },
+        _ => Weather { rot: 0, faulty: 0, lies: false, put_back: 0, ..drawn },
+    }
+}
+
+fn outcome(seed: u64, sabotage: Sabotage, broken: bool, threads: &Threads) -> Outcome {
+    let mut random = Random::new(seed);
+    let weather = weather(sabotage, &mut random);
+    storm_in(seed, random, Weather { sabotage: broken.then_some(sabotage), ..weather }, threads)
+}
+
+/// The oracle complains about this within some seeds, and about nothing else.
 fn caught(sabotage: Sabotage) {
     let threads = Threads::new();
     let found = (0..PATIENCE).find_map(|seed| {
-        let outcome = storm(seed, &threads, Some(sabotage));
-        // It is the broken rule that is noticed, and nothing else.
-        let noticed = !outcome.complaints.is_empty() && storm(seed, &threads, None).complaints.is_empty();
-        noticed.then(|| (seed, outcome.complaints.join("; ")))
+        let broken = outcome(seed, sabotage, true, &threads);
+        let noticed =
+            !broken.complaints.is_empty() && outcome(seed, sabotage, false, &threads).complaints.is_empty();
+        noticed.then(|| (seed, broken.complaints.join("; ")))
     });
     let (seed, complaints) =
         found.unwrap_or_else(|| panic!("{sabotage:?} went unnoticed for {PATIENCE} seeds"));

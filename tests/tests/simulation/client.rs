@@ -239,7 +239,9 @@ impl Backup<'_> {
         let known = {
             let core = self.process.world.core();
             let memos = &core.hosts[self.process.host].memos;
-            (!memos.is_empty() && self.random.chance(750)).then(|| self.random.pick(memos).clone())
+            // What comes back is best what was dropped a moment ago.
+            let recent = if core.weather.tidy { memos.len().saturating_sub(4) } else { 0 };
+            (!memos.is_empty() && self.random.chance(750)).then(|| self.random.pick(&memos[recent..]).clone())
         };
         let Some((base, content)) = known else {
             let disk = Disk::new(&mut self.random);
@@ -247,7 +249,8 @@ impl Backup<'_> {
             return Ok((self.store(none, &Disk::default(), &disk).await?, disk, Vec::new()));
         };
         let mut disk = content.clone();
-        for _ in 0..self.random.below(3) {
+        let most = if self.process.world.core().weather.tidy { 2 } else { 3 };
+        for _ in 0..self.random.below(most) {
             disk.write(&mut self.random);
         }
         let live = self.process.heed(self.repository.pin_roots(self.session(), &[base]).await)?[0];
@@ -295,7 +298,7 @@ impl Backup<'_> {
         let root = editor.finish(&mut sink);
         // A tree that is there, with all below it, needs nothing else.
         if let Some(top) = root.node.filter(|top| new.contains_key(top))
-            && self.random.chance(400)
+            && self.random.chance(if self.process.world.core().weather.tidy { 700 } else { 400 })
             && self.process.heed(self.repository.have_nodes(self.session(), &[top]).await)?[0]
         {
             return Ok(root);

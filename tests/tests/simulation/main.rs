@@ -88,16 +88,19 @@ fn judge(world: &Arc<World>, threads: &Threads, host: usize) {
     Schedule::alone(world, threads, host, |process| Box::pin(oracle::judge(process)));
 }
 
-fn storm(seed: u64, threads: &Threads, sabotage: Option<Sabotage>) -> Outcome {
+fn storm(seed: u64, threads: &Threads) -> Outcome {
     let mut random = Random::new(seed);
-    let mut weather = Weather { sabotage, ..Weather::draw(&mut random) };
-    if sabotage == Some(Sabotage::FailureIsEmpty) {
-        (weather.half_list, weather.catalog_loss) = (500, 4);
-    }
+    let weather = Weather::draw(&mut random);
+    storm_in(seed, random, weather, threads)
+}
+
+/// A run in that weather.
+fn storm_in(seed: u64, mut random: Random, weather: Weather, threads: &Threads) -> Outcome {
+    let tidy = weather.tidy;
     let world = new_world(seed, weather, threads);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let mut schedule = Schedule::new(&world, threads);
-        storm::lanes(&mut random).into_iter().for_each(|lane| schedule.add(lane));
+        storm::lanes(&mut random, tidy).into_iter().for_each(|lane| schedule.add(lane));
         schedule.run();
         judge(&world, threads, usize::from(random.chance(300)));
     }));
@@ -121,7 +124,7 @@ fn seeds(part: u64) {
     let threads = Threads::new();
     let (mut failed, mut steps, mut acknowledged) = (Vec::new(), 0, 0);
     for seed in (first..first + count).filter(|seed| seed % PARTS == part) {
-        let outcome = storm(seed, &threads, None);
+        let outcome = storm(seed, &threads);
         steps += outcome.steps;
         acknowledged += outcome.acknowledged;
         if !outcome.complaints.is_empty() {
@@ -170,7 +173,7 @@ fn storms_3() {
 #[test]
 fn replay() {
     let Some(seed) = number("UNDERLAY_SEED") else { return };
-    let outcome = storm(seed, &Threads::new(), None);
+    let outcome = storm(seed, &Threads::new());
     report(
         &[(seed, outcome)]
             .into_iter()
@@ -183,7 +186,7 @@ fn replay() {
 fn the_same_seed_is_the_same_run() {
     let threads = Threads::new();
     for seed in 0..20 {
-        let (a, b) = (storm(seed, &threads, None), storm(seed, &Threads::new(), None));
+        let (a, b) = (storm(seed, &threads), storm(seed, &Threads::new()));
         let differs = a.trace.iter().zip(&b.trace).position(|(a, b)| a != b);
         assert_eq!(differs.map(|at| (&a.trace[at], &b.trace[at])), None, "seed {seed}");
         assert_eq!(a.trace.len(), b.trace.len(), "seed {seed}");

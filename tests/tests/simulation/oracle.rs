@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use underlay_store::authority::Authority;
 use underlay_store::catalog::{Catalog, Location, PackState};
-use underlay_store::check::{CheckOptions, CheckReport};
+use underlay_store::check::{CheckOptions, CheckReport, Finding};
 use underlay_store::error::{Error, Result};
 use underlay_store::gc::GcOptions;
 use underlay_store::id::{ChunkId, NodeId, PackName, SnapshotId};
@@ -68,7 +68,11 @@ fn checked(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>, report: &Che
     let untouched: Vec<_> = told.iter().filter(|id| !doubted(id)).copied().collect();
     drop(core);
     let untouched: Vec<_> = untouched.into_iter().filter(|id| !is_stray(process, id)).collect();
-    let unfounded = !troubled && told.is_empty() && !report.findings.is_empty();
+    let expected = |finding: &&Finding| match ObjectName::parse(&finding.object) {
+        Some(ObjectName::Snapshot(id)) => process.world.core().may_list_again(&id),
+        _ => false,
+    };
+    let unfounded = !troubled && told.is_empty() && !report.findings.iter().all(|finding| expected(&finding));
     if !untouched.is_empty() || unfounded {
         process.world.complain(format!("check finds damage: {:?} {untouched:?}", report.findings));
     }
@@ -128,6 +132,7 @@ async fn snapshots(process: &Process, repository: &Repository) -> Result<BTreeMa
             Some(record) if record.document != document => {
                 complaints.push(format!("{id} is listed with another document"));
             }
+            Some(_) if core.may_list_again(id) => {}
             Some(record) if record.forgotten => complaints.push(format!("{id} was dropped and is listed")),
             Some(_) if !core.bucket.written.contains(&names::snapshot(id)) => {
                 complaints.push(format!("{id} is listed and its object was never stored"));
@@ -188,8 +193,9 @@ async fn rebuilt(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Res
     };
     let found: BTreeMap<SnapshotId, Bytes> =
         fresh.snapshots()?.into_iter().map(|(id, bytes)| (id, Bytes::from(bytes))).collect();
-    let (mut more, less) = differences(&found, listed);
+    let (mut more, mut less) = differences(&found, listed);
     more.retain(|id| !is_stray(process, id));
+    less.retain(|id| !process.world.core().may_list_again(id));
     if !more.is_empty() || !less.is_empty() {
         process.world.complain(format!("a rebuilt catalog lists {more:?} more and {less:?} less"));
     }
@@ -260,7 +266,7 @@ async fn elsewhere(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> R
     let reader = other.open(Access::Read).await?;
     let found = snapshots(&other, &reader).await?;
     let (mut more, mut less) = differences(&found, listed);
-    more.retain(|id| !is_stray(&other, id));
+    more.retain(|id| !is_stray(&other, id) && !process.world.core().may_list_again(id));
     // A host that was asked to drop a snapshot and could not delete its object does not show it any more; others do. So it is with
     // those of its sessions that it shut out.
     let told_of = |id: &SnapshotId| {

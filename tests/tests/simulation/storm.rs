@@ -22,6 +22,8 @@ use crate::world::{Sabotage, World};
 pub struct Manners {
     /// How often, in thousandths, who was told that the repository is somebody else's takes it over.
     greed: u64,
+    /// They drop and collect more than they back up.
+    tidy: bool,
 }
 
 /// The commands of one lane: processes that follow one another on `host`.
@@ -48,7 +50,11 @@ async fn command(process: Process, mut random: Random, manners: Manners) {
             _ => Access::Write,
         }
     };
-    let kind = random.below(100);
+    let kind = match random.below(100) {
+        0..30 if manners.tidy => 12 + random.below(12),
+        30..50 if manners.tidy => 37 + random.below(10),
+        kind => kind,
+    };
     if kind < 12 {
         return restore(&process, &mut random).await;
     }
@@ -179,7 +185,10 @@ pub async fn collect(process: &Process, repository: &Repository, random: &mut Ra
     const HOUR: u64 = 3600;
     let options = GcOptions {
         dry_run: random.chance(100),
-        max_unused: *random.pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
+        max_unused: match process.world.core().weather.tidy {
+            true => *random.pick(&[0.0, 1.0, 1.0]),
+            false => *random.pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
+        },
         lease: Duration::from_secs(*random.pick(&[0, HOUR, 24 * HOUR, 365 * 24 * HOUR])),
     };
     process.world.core().collections += 1;
@@ -204,7 +213,7 @@ async fn sweep_unknown(process: &Process) {
 }
 
 /// How many lanes and commands: a host alone, one that is visited, or two at war.
-pub fn lanes(random: &mut Random) -> Vec<Script> {
+pub fn lanes(random: &mut Random, tidy: bool) -> Vec<Script> {
     let mut lanes = Vec::new();
     let (ours, theirs, greed) = match random.below(5) {
         0 | 4 => (3, 0, 0),
@@ -212,10 +221,11 @@ pub fn lanes(random: &mut Random) -> Vec<Script> {
         2 => (2, 1, 600),
         _ => (1 + random.below(2), 1 + random.below(2), 900),
     };
-    let manners = Manners { greed };
+    let manners = Manners { greed, tidy };
     for (host, count) in [(0, ours), (1, theirs)] {
         for _ in 0..count {
-            lanes.push(lane(random.fork(), host, 3 + random.index(6), manners));
+            let commands = 3 + random.index(6) + if tidy { 3 } else { 0 };
+            lanes.push(lane(random.fork(), host, commands, manners));
         }
     }
     lanes

@@ -83,6 +83,8 @@ pub struct Weather {
     /// Some say of what is sound that it is damaged.
     pub lies: bool,
     pub conditional: Conditional,
+    /// Much is dropped and collected, and what was dropped comes back.
+    pub tidy: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -106,6 +108,7 @@ impl Weather {
             faulty: 0,
             lies: false,
             conditional: Conditional::Honoured,
+            tidy: false,
             sabotage: None,
         }
     }
@@ -130,10 +133,12 @@ impl Weather {
             removal: some(4),
             put_back: 0,
             conditional: Conditional::Honoured,
+            tidy: false,
             sabotage: None,
         };
         weather.conditional =
             *random.pick(&[Conditional::Honoured, Conditional::Ignored, Conditional::Refused]);
+        weather.tidy = random.chance(200);
         if random.chance(120) {
             weather.put_back = 4 + random.below(8);
         }
@@ -181,6 +186,8 @@ pub struct Host {
     path: Option<PathBuf>,
     /// A copy of the host's disk from an earlier time.
     copy: Option<Copy>,
+    /// How often such a copy was put back.
+    pub returns: u64,
     pub building: bool,
     pub memos: Vec<(Root, Disk)>,
     pub losses: u64,
@@ -314,6 +321,7 @@ impl World {
                 at.catalog = Some(Catalog::open(&target, self.repository).unwrap());
                 at.path = Some(target);
                 at.copy = None;
+                at.returns += 1;
                 core.note(999, "disk put back", "", if host == 0 { "of A" } else { "of B" });
             }
         }
@@ -329,6 +337,7 @@ impl World {
             removed: Vec::new(),
             path,
             copy: None,
+            returns: 0,
             building: false,
             memos: Vec::new(),
             losses: 0,
@@ -466,6 +475,12 @@ impl Core {
     pub fn has_rotted(&self, id: &SnapshotId) -> bool {
         let record = self.model.snapshots.get(id);
         record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.has_rotted_away(id)))
+    }
+
+    /// A gap that is known: a host whose disk was put back lists what was dropped since, until it is dropped again.
+    pub fn may_list_again(&self, id: &SnapshotId) -> bool {
+        let begun = self.model.snapshots.get(id).is_some_and(|record| record.forget_begun.is_some());
+        begun && self.hosts.iter().any(|host| host.returns > 0)
     }
 
     /// Of all hosts, and those that were removed under somebody.
