@@ -22,6 +22,8 @@ pub struct Bench {
     pub rounds: usize,
     /// Small data, two programs, for a smoke test.
     pub quick: bool,
+    /// Only underlay and restic, which leaves time for more rounds.
+    pub few: bool,
     /// What was found.
     pub results: Results,
 }
@@ -42,7 +44,7 @@ pub struct Label<'a> {
 impl Bench {
     /// Which programs take part.
     pub fn tools(&self) -> Tools {
-        if self.quick { Tools::Few } else { Tools::All }
+        if self.quick || self.few { Tools::Few } else { Tools::All }
     }
 
     /// Runs commands, prints and keeps what they cost. `written` is synced at the end.

@@ -1,6 +1,6 @@
 //! Holds underlay against other programs and against this machine's limits.
 //!
-//!     cargo xtask bench [PART...] [--rounds=N] [--in=FOLDER] [--as=NAME] [--quick] [--report] [--build-rustic]
+//!     cargo xtask bench [PART...] [--rounds=N] [--in=FOLDER] [--as=NAME] [--few] [--quick] [--report] [--build-rustic]
 //!
 //! Parts are speed, storage, growth and remote; without any, all run. Results of parts that do not run are kept. Everything is
 //! made in FOLDER (without it, below target) and removed again; NAME keeps the results of one folder apart from those of another.
@@ -20,6 +20,8 @@ struct Options {
     parts: Vec<String>,
     rounds: usize,
     quick: bool,
+    /// Only underlay and restic.
+    few: bool,
     report: bool,
     /// Where everything is made.
     work: Option<PathBuf>,
@@ -62,6 +64,7 @@ fn options() -> Result<Options> {
         parts: Vec::new(),
         rounds: 3,
         quick: false,
+        few: false,
         report: false,
         work: None,
         name: "bench".to_owned(),
@@ -72,15 +75,18 @@ fn options() -> Result<Options> {
                 (options.quick, options.rounds) = (true, 1);
                 "bench-quick".clone_into(&mut options.name);
             }
+            "--few" => options.few = true,
             "--report" => options.report = true,
             "--build-rustic" => drop(rivals::rustic()?),
-            other => match other.strip_prefix("--rounds=") {
-                Some(rounds) => {
+            other => match other.split_once('=') {
+                Some(("--rounds", rounds)) => {
                     options.rounds =
                         rounds.parse().map_err(|_| Error::new(format!("{other}: not a number")))?;
                 }
+                Some(("--in", folder)) => options.work = Some(folder.into()),
+                Some(("--as", name)) => name.clone_into(&mut options.name),
                 None if PARTS.iter().any(|(part, _)| *part == other) => options.parts.push(other.to_owned()),
-                None => return Err(Error::new(format!("{other}: there is no such part or option"))),
+                _ => return Err(Error::new(format!("{other}: there is no such part or option"))),
             },
         }
     }
@@ -90,8 +96,8 @@ fn options() -> Result<Options> {
 fn measured(options: &Options, folder: &Path, json: &Path, results: Results) -> Result<Results> {
     let work = tempfile::tempdir_in(options.work.as_deref().unwrap_or(folder))?;
     let disks = Disks::new(&work.path().join("disks"), options.quick)?;
-    let (rounds, quick) = (options.rounds, options.quick);
-    let mut bench = Bench { disks, work: PathBuf::from(work.path()), rounds, quick, results };
+    let (rounds, quick, few) = (options.rounds, options.quick, options.few);
+    let mut bench = Bench { disks, work: PathBuf::from(work.path()), rounds, quick, few, results };
     machine(&mut bench)?;
     let raised = std::fs::write("/proc/self/autogroup", "-10").is_ok();
     bench.fact("has a larger share of the processors than what else runs here", raised);

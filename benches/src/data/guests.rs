@@ -21,20 +21,47 @@ pub struct Guest {
     pub name: &'static str,
     /// What is on it.
     pub what: &'static str,
+    /// The guest whose image its own is an overlay on.
+    pub base: Option<&'static str>,
     /// Whether a database is on it.
     pub database: bool,
 }
 
 /// All disks, in the order in which they are backed up into one repository.
 pub const GUESTS: [Guest; 8] = [
-    Guest { name: "minimal", what: "a minimal Debian", database: false },
-    Guest { name: "toolchain", what: "the same, with compilers", database: false },
-    Guest { name: "services", what: "the same, with PostgreSQL and nginx", database: false },
-    Guest { name: "independent", what: "another installation of that release", database: false },
-    Guest { name: "clone-a", what: "the minimal one, with some packages", database: false },
-    Guest { name: "clone-b", what: "the same packages after another history", database: false },
-    Guest { name: "database", what: "PostgreSQL with pgbench's tables, on `services`", database: true },
-    Guest { name: "database-after", what: "the same disk after 6,000 transactions", database: true },
+    Guest { name: "minimal", what: "a minimal Debian", base: None, database: false },
+    Guest { name: "toolchain", what: "the same, with compilers", base: Some("minimal"), database: false },
+    Guest {
+        name: "services",
+        what: "the same, with PostgreSQL and nginx",
+        base: Some("minimal"),
+        database: false,
+    },
+    Guest { name: "independent", what: "another installation of that release", base: None, database: false },
+    Guest {
+        name: "clone-a",
+        what: "the minimal one, with some packages",
+        base: Some("minimal"),
+        database: false,
+    },
+    Guest {
+        name: "clone-b",
+        what: "the same packages after another history",
+        base: Some("minimal"),
+        database: false,
+    },
+    Guest {
+        name: "database",
+        what: "PostgreSQL with pgbench's tables, on `services`",
+        base: Some("services"),
+        database: true,
+    },
+    Guest {
+        name: "database-after",
+        what: "the same disk after 6,000 transactions",
+        base: Some("database"),
+        database: true,
+    },
 ];
 
 /// The images, with their names without the ending. Built once, as root: five minutes, and 4.5 GB in the cache. A smoke test

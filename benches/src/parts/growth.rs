@@ -106,10 +106,13 @@ fn machines(bench: &mut Bench, underlay: &Underlay) -> Result<()> {
     start_anew(bench, underlay)?;
     bench.run(underlay.backup(&base, Mode::Usual).unwrap_or_default())?;
     for machine in 1..=count {
-        let mut bytes = vec![0; 4 * MIB as usize];
-        blake3::Hasher::new().update(&machine.to_le_bytes()).finalize_xof().fill(&mut bytes);
-        let mut disk =
-            bench.disks.overlay(&base, &format!("machine-{machine}"), &[(machine * 8 * MIB, bytes)])?;
+        let mut noise = blake3::Hasher::new().update(&machine.to_le_bytes()).finalize_xof();
+        let writes = (0..4).map(|piece| {
+            let mut bytes = vec![0; MIB as usize];
+            noise.fill(&mut bytes);
+            Ok((machine * 8 * MIB + piece * MIB, bytes))
+        });
+        let mut disk = bench.disks.overlay(&base, &format!("machine-{machine}"), writes)?;
         disk.vm = format!("machine-{machine}");
         if shown.contains(&machine) {
             back_up(bench, underlay, &format!("machine {machine} on one base, 4 MiB of its own"), 0, &disk)?;
