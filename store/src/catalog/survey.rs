@@ -144,34 +144,46 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
     Ok(packs)
 }
 
-/// The place of a living id that counts: of those that are in use and not known to be damaged, the oldest.
+/// The places of a living id. Of those that are in use and not known to be damaged, the oldest counts; if all are known to be damaged, every
+/// one of them: whoever said so may have been wrong, and one may be all that is left.
 #[derive(Default)]
 struct Keeper {
-    best: Option<(bool, i64, u64)>,
-    places: Vec<i64>,
+    places: Vec<Place>,
+}
+
+/// Ordered from the best to the worst.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    damaged: bool,
+    condemned: bool,
+    row: i64,
+    bytes: u64,
 }
 
 impl Keeper {
-    fn offer(&mut self, packs: &[Row], row: i64, out_of_use: bool, bytes: u64) {
-        let Some((pack, _)) = known(packs, row) else { return };
-        self.places.push(row);
-        let worse = out_of_use || pack.state != PackState::Live;
-        if self.best.is_none_or(|(best, at, _)| (worse, row) < (best, at)) {
-            self.best = Some((worse, row, bytes));
+    fn offer(&mut self, packs: &[Row], place: Place) {
+        if let Some((pack, _)) = known(packs, place.row) {
+            let condemned = place.condemned || pack.state != PackState::Live;
+            self.places.push(Place { condemned, ..place });
         }
     }
 
     fn settle(&mut self, packs: &mut [Row], live_entries: &mut u64) {
-        let places = std::mem::take(&mut self.places);
-        let Some((_, row, bytes)) = self.best.take() else { return };
-        let Some(kept) = usize::try_from(row).ok().and_then(|row| packs.get_mut(row)) else { return };
-        if let Some((pack, _)) = &mut kept.known {
-            pack.live_entries += 1;
-            pack.live_bytes += bytes;
-            *live_entries += 1;
+        let Some(&Place { damaged: all_damaged, row: best, .. }) = self.places.iter().min() else { return };
+        *live_entries += 1;
+        for place in &self.places {
+            if place.row == best || all_damaged {
+                let row = usize::try_from(place.row).ok().and_then(|row| packs.get_mut(row));
+                if let Some((pack, _)) = row.and_then(|row| row.known.as_mut()) {
+                    pack.live_entries += 1;
+                    pack.live_bytes += place.bytes;
+                }
+            } else if let Some(row) = usize::try_from(best).ok().and_then(|row| packs.get_mut(row)) {
+                // With the one that counts: it stays, or is read when it is copied.
+                row.shares_with.insert(place.row);
+            }
         }
-        // With the one that counts: it stays, or is read when it is copied.
-        kept.shares_with.extend(places.into_iter().filter(|place| *place != row));
+        self.places.clear();
     }
 }
 
@@ -227,8 +239,8 @@ fn survey_chunks(
         }
         if live {
             let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
-            let out_of_use = condemned || damaged.has(pack, &current);
-            keeper.offer(packs, pack, out_of_use, from_sql(row.get(2)?) + AROUND);
+            let (damaged, bytes) = (damaged.has(pack, &current), from_sql(row.get(2)?) + AROUND);
+            keeper.offer(packs, Place { damaged, condemned, row: pack, bytes });
         }
     }
     keeper.settle(packs, &mut survey.live_entries);
@@ -264,8 +276,8 @@ fn survey_nodes(
             }
         }
         if live {
-            let out_of_use = condemned || damaged.has(pack, id.as_bytes());
-            keeper.offer(packs, pack, out_of_use, from_sql(row.get(2)?) + AROUND);
+            let (damaged, bytes) = (damaged.has(pack, id.as_bytes()), from_sql(row.get(2)?) + AROUND);
+            keeper.offer(packs, Place { damaged, condemned, row: pack, bytes });
         }
     }
     keeper.settle(packs, &mut survey.live_entries);

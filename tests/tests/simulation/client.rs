@@ -130,6 +130,8 @@ pub struct Plan {
     pub vm: String,
     pub snapshot: SnapshotId,
     pub random: Random,
+    /// The one disk of the machine; `None`: as it comes.
+    pub disk: Option<Disk>,
 }
 
 /// The parts of a backup, each of which may find the repository gone.
@@ -142,10 +144,10 @@ struct Backup<'a> {
 
 /// Backs up one new disk or a changed one, and commits.
 pub async fn backup(process: &Process, repository: &Repository, plan: Plan) -> Result<()> {
-    let Plan { vm, snapshot, random } = plan;
+    let Plan { vm, snapshot, random, disk } = plan;
     let grant = process.heed(repository.open_session(&vm).await)?;
     let mut backup = Backup { process, repository, random, grant };
-    let result = backup.run(&vm, snapshot).await;
+    let result = backup.run(&vm, snapshot, disk).await;
     if result.is_err() && backup.random.chance(500) && !process.is_fenced() {
         let _ = repository.abandon(grant.session).await;
     }
@@ -160,8 +162,17 @@ impl Backup<'_> {
         self.grant.session
     }
 
-    async fn run(&mut self, vm: &str, id: SnapshotId) -> Result<()> {
+    /// What goes is made to go by itself: a chunk a pack, and little is shared.
+    fn is_distinct(&self) -> bool {
+        self.process.world.core().weather.distinct
+    }
+
+    async fn run(&mut self, vm: &str, id: SnapshotId, disk: Option<Disk>) -> Result<()> {
         let (mut disks, mut roots) = (Vec::new(), Vec::new());
+        if let Some(disk) = disk {
+            let root = self.store(Root { size: 0, node: None }, &Disk::default(), &disk).await?;
+            return self.commit(&self.snapshot(id, vm, &[(root, Vec::new())]), vec![(root, disk)]).await;
+        }
         for _ in 0..2 {
             let (root, disk, layers) = self.disk().await?;
             disks.push((root, disk));
@@ -240,18 +251,19 @@ impl Backup<'_> {
             let core = self.process.world.core();
             let memos = &core.hosts[self.process.host].memos;
             // What comes back is best what was dropped a moment ago.
-            let recent = if core.weather.tidy { memos.len().saturating_sub(4) } else { 0 };
+            let recent = if core.weather.distinct { memos.len().saturating_sub(4) } else { 0 };
             (!memos.is_empty() && self.random.chance(750)).then(|| self.random.pick(&memos[recent..]).clone())
         };
+        let common = if self.is_distinct() { 1 << 20 } else { 24 };
         let Some((base, content)) = known else {
-            let disk = Disk::new(&mut self.random);
+            let disk = Disk::new(&mut self.random, common);
             let none = Root { size: 0, node: None };
             return Ok((self.store(none, &Disk::default(), &disk).await?, disk, Vec::new()));
         };
         let mut disk = content.clone();
-        let most = if self.process.world.core().weather.tidy { 2 } else { 3 };
+        let most = if self.is_distinct() { 2 } else { 3 };
         for _ in 0..self.random.below(most) {
-            disk.write(&mut self.random);
+            disk.write(&mut self.random, common);
         }
         let live = self.process.heed(self.repository.pin_roots(self.session(), &[base]).await)?[0];
         self.wait().await;
@@ -298,7 +310,7 @@ impl Backup<'_> {
         let root = editor.finish(&mut sink);
         // A tree that is there, with all below it, needs nothing else.
         if let Some(top) = root.node.filter(|top| new.contains_key(top))
-            && self.random.chance(if self.process.world.core().weather.tidy { 700 } else { 400 })
+            && self.random.chance(if self.is_distinct() { 700 } else { 400 })
             && self.process.heed(self.repository.have_nodes(self.session(), &[top]).await)?[0]
         {
             return Ok(root);
@@ -323,7 +335,8 @@ impl Backup<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        for part in missing.chunks(missing.len().div_ceil(1 + self.random.index(2))) {
+        let parts = if self.is_distinct() { missing.len() } else { 1 + self.random.index(2) };
+        for part in missing.chunks(missing.len().div_ceil(parts)) {
             let mut pack = PackWriter::data(REPOSITORY, vec![keys().sealed])?.with_target(1);
             for (blocks, word) in part {
                 let faulty = self.process.world.core().weather.faulty;
@@ -374,7 +387,8 @@ impl Backup<'_> {
         if ids.is_empty() {
             return Ok(());
         }
-        for part in ids.chunks(ids.len().div_ceil(1 + self.random.index(2))) {
+        let parts = if self.is_distinct() { 1 } else { 1 + self.random.index(2) };
+        for part in ids.chunks(ids.len().div_ceil(parts)) {
             let mut pack = PackWriter::nodes(REPOSITORY).with_target(1);
             for id in part {
                 pack.add_node(*id, &new[id].encode())?;

@@ -59,8 +59,12 @@ async fn act(process: &Process, step: Step, mut random: Random) -> Result<()> {
         (Step::Backup, _) => {
             let mut id = [0; 16];
             random.fill(&mut id);
-            backup(process, &repository, Plan { vm: "vm".into(), snapshot: SnapshotId::new(id), random })
-                .await
+            backup(
+                process,
+                &repository,
+                Plan { vm: "vm".into(), snapshot: SnapshotId::new(id), random, disk: None },
+            )
+            .await
         }
         (Step::Collect, _) => {
             let options = GcOptions { dry_run: false, max_unused: 0.0, lease: Duration::ZERO };

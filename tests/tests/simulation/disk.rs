@@ -44,7 +44,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub fn new(random: &mut Random) -> Self {
+    pub fn new(random: &mut Random, common: u64) -> Self {
         let regions = match random.below(10) {
             0 => 65 + random.below(80),
             1..4 => 1,
@@ -52,13 +52,13 @@ impl Disk {
         };
         let mut disk = Self { size: regions * REGION as u64, regions: BTreeMap::new() };
         for _ in 0..=random.below(5) {
-            disk.write(random);
+            disk.write(random, common);
         }
         disk
     }
 
-    /// Overwrites one region, in part or whole.
-    pub fn write(&mut self, random: &mut Random) {
+    /// Overwrites one region, in part or whole. `common`: so many different words most of the content is made of.
+    pub fn write(&mut self, random: &mut Random, common: u64) {
         let region = random.below(self.size / REGION as u64);
         let mut runs = self.regions.remove(&region).unwrap_or_default();
         if random.chance(100) {
@@ -67,7 +67,7 @@ impl Disk {
         // Few different words: machines share content, and old content comes back.
         let mut word = || match random.below(4) {
             0 => random.next() | 1,
-            _ => 1 + random.below(24),
+            _ => 1 + random.below(common),
         };
         let fresh = |word: u64| (1 + (word % 2) as usize, word);
         match runs.len() {

@@ -85,6 +85,7 @@ async fn command(process: Process, mut random: Random, manners: Manners) {
                     vm: format!("vm{}", random.below(3)),
                     snapshot: SnapshotId::new(id),
                     random: random.fork(),
+                    disk: None,
                 };
                 let _ = backup(&process, &repository, plan).await;
             }

@@ -83,8 +83,10 @@ pub struct Weather {
     /// Some say of what is sound that it is damaged.
     pub lies: bool,
     pub conditional: Conditional,
-    /// Much is dropped and collected, and what was dropped comes back.
+    /// Much is dropped and collected.
     pub tidy: bool,
+    /// Little is shared, each chunk has a pack of its own, and what was dropped comes back.
+    pub distinct: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -109,6 +111,7 @@ impl Weather {
             lies: false,
             conditional: Conditional::Honoured,
             tidy: false,
+            distinct: false,
             sabotage: None,
         }
     }
@@ -134,11 +137,13 @@ impl Weather {
             put_back: 0,
             conditional: Conditional::Honoured,
             tidy: false,
+            distinct: false,
             sabotage: None,
         };
         weather.conditional =
             *random.pick(&[Conditional::Honoured, Conditional::Ignored, Conditional::Refused]);
         weather.tidy = random.chance(200);
+        weather.distinct = random.chance(150);
         if random.chance(120) {
             weather.put_back = 4 + random.below(8);
         }
