@@ -5,5 +5,6 @@ pub mod cli;
 pub mod domain;
 pub mod hypervisor;
 pub mod image;
+pub mod remote;
 pub mod restore;
 pub mod state;

@@ -1,1 +1,17 @@
-//! The authority over repositories for many hosts. Nothing is built yet: this package keeps its place and its import rules.
+//! The authority over repositories for many hosts, over HTTP. `docs/server.md` is its contract, `docs/security.md` says whom it trusts with what.
+
+pub mod cli;
+pub mod config;
+mod connection;
+mod hosted;
+mod jobs;
+mod limits;
+mod routes;
+mod serve;
+mod server;
+mod tls;
+pub mod tokens;
+
+pub use routes::{Machines, REPOSITORIES, ROUTES, Route};
+pub use serve::{Running, ServeError, start};
+pub use tls::TlsError;

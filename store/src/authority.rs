@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::catalog::{Location, Totals};
@@ -34,7 +34,8 @@ pub struct StoredDocument {
 }
 
 /// Damage that somebody with keys found. It can only take things out of use: whoever lies causes an upload, never a loss.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Withdrawal {
     /// Copies of chunks that are not what their ids say, with the packs they lie in.
     pub chunks: Vec<(ChunkId, PackName)>,
@@ -45,7 +46,7 @@ pub struct Withdrawal {
 }
 
 /// What came of a [`Withdrawal`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withdrawn {
     /// It was recorded. If not, this host is not the owner.
     pub recorded: bool,
@@ -56,7 +57,7 @@ pub struct Withdrawn {
 }
 
 /// A mark that says of a snapshot that it lost data.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked {
     /// The snapshot.
     pub snapshot: SnapshotId,
@@ -65,7 +66,8 @@ pub struct Marked {
 }
 
 /// How to repair.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RepairOptions {
     /// Find out and change nothing.
     pub dry_run: bool,
@@ -74,7 +76,7 @@ pub struct RepairOptions {
 }
 
 /// What a repair found and did. Nothing is ever dropped by it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairReport {
     /// What the check found.
     pub check: CheckReport,

@@ -172,6 +172,31 @@ pub enum Error {
         /// What it is.
         what: &'static str,
     },
+    /// A server gives no answer.
+    #[error("{server} cannot be reached")]
+    Unreachable {
+        /// Its URL.
+        server: String,
+        /// What happened at the last attempt.
+        #[source]
+        source: Source,
+    },
+    /// A server does not know the token, or does not let it do this.
+    #[error("{server} refuses: {what}")]
+    Denied {
+        /// Its URL.
+        server: String,
+        /// What it says.
+        what: String,
+    },
+    /// Client and server do not understand each other.
+    #[error("{server}: {what}")]
+    Server {
+        /// Its URL.
+        server: String,
+        /// What one of them says.
+        what: String,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -219,6 +244,9 @@ impl Error {
             Self::AmbiguousSnapshot { .. } => "give more of its id or its time",
             Self::Session { state: "fenced", .. } => {
                 "a collection shut this backup out because nothing was heard of it for longer than its --fence-after: back up again"
+            }
+            Self::Denied { .. } => {
+                "check UNDERLAY_TOKEN or --token-file; `underlay-server token list` says what each token may do"
             }
             Self::Busy { .. } => "wait until it has ended",
             Self::EncodeCheck => "test this machine's memory before trusting it with another backup",

@@ -103,6 +103,14 @@ id!(
     SessionId, 16
 );
 id!(
+    /// Names a session before a server has opened it: chosen by the client, and worth nothing without its token. 16 random bytes.
+    SessionHandle, 16
+);
+id!(
+    /// Names work that a server does for a client: chosen by the client. 16 random bytes.
+    JobId, 16
+);
+id!(
     /// Names one data key inside pack headers. 16 random bytes.
     DataKeyId, 16
 );
@@ -114,7 +122,7 @@ id!(
     /// Names a passphrase slot. 8 random bytes.
     SlotId, 8
 );
-random_id!(RepositoryId, SnapshotId, SessionId, DataKeyId, OwnerId, SlotId);
+random_id!(RepositoryId, SnapshotId, SessionId, SessionHandle, JobId, DataKeyId, OwnerId, SlotId);
 
 /// What a disk holds: its size in bytes and the node that maps it to chunks. Equal roots, equal content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

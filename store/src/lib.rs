@@ -25,5 +25,6 @@ pub mod sabotage;
 pub mod session;
 pub mod snapshot;
 pub mod tree;
+pub mod wire;
 
 pub use error::{Error, Result};

@@ -10,6 +10,8 @@
 pub mod cache;
 /// Running external programs: captured output, and errors that quote it.
 pub mod commands;
+/// What every authority must do, in this process or behind a server.
+pub mod conformance;
 /// Programs compiled from the crate registry.
 pub mod crates;
 /// The package archive that this machine is already configured for.
@@ -40,5 +42,8 @@ pub mod qemu;
 pub mod rivals;
 /// S3 servers on loopback.
 pub mod s3;
+
+/// The server, in this process or as a program.
+pub mod server;
 
 pub use error::{Error, Result};

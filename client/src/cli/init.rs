@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use underlay_store::Error;
+use underlay_store::authority::Authority;
 use underlay_store::backend::{Backend, Honours, Options};
 use underlay_store::cut::CutParameters;
-use underlay_store::id::RepositoryId;
+use underlay_store::id::{RepositoryId, SlotId};
 use underlay_store::key::slot::{Argon2id, Slot};
 use underlay_store::key::{Key, RestoreKey, file};
+use underlay_store::names::DESCRIPTOR;
 use underlay_store::repository::Repository;
 use underlay_store::snapshot::{Descriptor, Timestamp};
 use zeroize::Zeroizing;
@@ -18,6 +21,7 @@ use super::App;
 use super::prompt;
 use super::report::Failure;
 use super::text::{say, warn};
+use crate::remote::{RemoteAuthority, is_remote};
 
 /// How to make a repository without being asked.
 const NAME_A_KEY: &str =
@@ -91,31 +95,72 @@ impl Init {
             let slot = Slot::create(id, &key, passphrase, &self.label, descriptor.created, cost)?;
             slots.push((slot.slot, slot.seal().into()));
         }
+        let place = Place::open(app, location)?;
+        // The key is safe before the repository exists.
+        if let Some(path) = key_file {
+            file::write(path, &file::to_json(&descriptor.repository, &key))?;
+        }
+        if let Err(error) = app.runtime.block_on(place.make(document.into(), slots)) {
+            if let Some(path) = key_file {
+                app.runtime.block_on(discard_key(&place, &error, path));
+            }
+            return Err(error.into());
+        }
+        tell(app, &descriptor, passphrase.is_some(), &place)
+    }
+}
+
+/// Where the repository is to be made.
+enum Place {
+    /// Here, or in a bucket of which the store was tried out.
+    Own(Backend, Honours),
+    /// On a server, which tries out its own.
+    Server(RemoteAuthority),
+}
+
+impl Place {
+    fn open(app: &App, location: &str) -> Result<Self, Failure> {
+        if is_remote(location) {
+            return app.remote().map(Self::Server);
+        }
         let backend = Backend::open(location, Options { create: true })?;
         let honours = app.wait(backend.probe())?;
         if !honours.suffices() {
             let reason = format!("its store is not fit for one: {honours}");
             return Err(Error::Location { location: location.to_owned(), reason }.into());
         }
-        // The key is safe before the repository exists.
-        if let Some(path) = key_file {
-            file::write(path, &file::to_json(&descriptor.repository, &key))?;
+        Ok(Self::Own(backend, honours))
+    }
+
+    async fn make(&self, descriptor: Bytes, slots: Vec<(SlotId, Bytes)>) -> Result<(), Error> {
+        match self {
+            Self::Own(backend, _) => Repository::init(backend, descriptor, slots).await,
+            Self::Server(server) => server.make(descriptor, slots).await,
         }
-        let made = app.runtime.block_on(Repository::init(&backend, document.into(), slots));
-        if let Err(error) = made {
-            if let Some(path) = key_file {
-                app.runtime.block_on(discard_key(&backend, &error, path));
+    }
+
+    /// Whether it is certain that there is no repository.
+    async fn is_empty(&self) -> bool {
+        match self {
+            Self::Own(backend, _) => matches!(backend.size(DESCRIPTOR).await, Ok(None)),
+            Self::Server(server) => {
+                matches!(server.descriptor().await, Err(Error::NoRepository { .. } | Error::Denied { .. }))
             }
-            return Err(error.into());
         }
-        tell(app, &descriptor, passphrase.is_some(), &honours)
+    }
+
+    /// What the store honours; `None` if that is a server's business.
+    fn honours(&self) -> Option<String> {
+        match self {
+            Self::Own(_, honours) => Some(honours.to_string()),
+            Self::Server(_) => None,
+        }
     }
 }
 
 /// Removes the key of a repository that was not made. If that is not sure, the key stays: it may be the only one.
-async fn discard_key(backend: &Backend, error: &Error, path: &Path) {
-    let never_made = matches!(error, Error::AlreadyExists { .. })
-        || matches!(backend.size(underlay_store::names::DESCRIPTOR).await, Ok(None));
+async fn discard_key(place: &Place, error: &Error, path: &Path) {
+    let never_made = matches!(error, Error::AlreadyExists { .. }) || place.is_empty().await;
     if !never_made {
         warn(format_args!(
             "note: the repository may have been made all the same; its key is in {}",
@@ -129,7 +174,7 @@ async fn discard_key(backend: &Backend, error: &Error, path: &Path) {
     }
 }
 
-fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool, honours: &Honours) -> Result<(), Failure> {
+fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool, place: &Place) -> Result<(), Failure> {
     let (location, key_file) = (app.location()?, app.global.key_file.as_deref().map(Path::display));
     if app.global.json {
         return say(json!({
@@ -137,11 +182,11 @@ fn tell(app: &App, descriptor: &Descriptor, has_passphrase: bool, honours: &Hono
             "location": location,
             "key_file": key_file.map(|path| path.to_string()),
             "passphrase": has_passphrase,
-            "store": honours.to_string(),
+            "store": place.honours(),
         }));
     }
     say(format!("repository {} made at {location}", descriptor.repository))?;
-    if location.contains("://") {
+    if let Some(honours) = place.honours().filter(|_| location.contains("://")) {
         say(format!("the store: {honours}"))?;
     }
     if let Some(path) = &key_file {

@@ -59,7 +59,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 done in part,
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Common options")]
 struct Global {
-    /// The repository: a directory, or s3://bucket/prefix (credentials and endpoint from the AWS_* variables)
+    /// The repository: a directory, s3://bucket/prefix (credentials and endpoint from the AWS_* variables), or
+    /// https://host:port/name (with a token from --token-file or UNDERLAY_TOKEN)
     #[arg(long, env = "UNDERLAY_REPO", value_name = "URL", global = true)]
     repo: Option<String>,
     /// A file with the backup key or the restore key
@@ -68,6 +69,15 @@ struct Global {
     /// A file whose first line is the passphrase; else UNDERLAY_PASSPHRASE, else a prompt
     #[arg(long, env = "UNDERLAY_PASSPHRASE_FILE", value_name = "FILE", global = true)]
     passphrase_file: Option<PathBuf>,
+    /// A file whose first line is the token for a server; else UNDERLAY_TOKEN
+    #[arg(long, env = "UNDERLAY_TOKEN_FILE", value_name = "FILE", global = true)]
+    token_file: Option<PathBuf>,
+    /// The fingerprint of a server's certificate, as it prints it; else the system's authorities vouch for it
+    #[arg(long, env = "UNDERLAY_SERVER_FINGERPRINT", value_name = "SHA256", global = true)]
+    server_fingerprint: Option<String>,
+    /// Talk to a server over plain HTTP, though it is another host: everyone on the way can read the token
+    #[arg(long, global = true)]
+    allow_http: bool,
     /// Print one JSON document instead of text
     #[arg(long, global = true)]
     json: bool,
@@ -285,6 +295,7 @@ mod tests {
             "underlay restore web@latest --to /x --allow-holes",
             "underlay key add --holds backup --label office",
             "underlay key paper /file",
+            "underlay list --repo https://host:7443/vms --token-file /t --server-fingerprint sha256:00 --allow-http",
         ] {
             assert!(parses(line), "{line}");
         }

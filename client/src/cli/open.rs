@@ -12,10 +12,13 @@ use underlay_store::names::{DESCRIPTOR, KEYS, ObjectName, SNAPSHOTS};
 use underlay_store::repository::{Access, Repository};
 use underlay_store::snapshot::{DamageMark, Descriptor, PrivateMetadata, Snapshot, select};
 
+use zeroize::Zeroizing;
+
 use super::App;
 use super::prompt;
 use super::report::Failure;
 use super::text::warn;
+use crate::remote::{RemoteAuthority, RemoteOptions, is_remote};
 use crate::state::state_directory;
 
 /// How to name a key without being asked.
@@ -56,12 +59,52 @@ impl App {
 
     /// Opens the repository without any key.
     pub fn authority(&self, access: Access) -> Result<Arc<dyn Authority>, Failure> {
-        let backend = Backend::open(self.location()?, Options::default())?;
+        if is_remote(self.location()?) {
+            if access == Access::TakeOver {
+                return Err(Failure::usage("a server owns its repositories")
+                    .hint("on the server's host: `underlay-server serve --take-over NAME`"));
+            }
+            return Ok(Arc::new(self.remote()?));
+        }
+        let backend = self.backend()?;
         if access == Access::TakeOver {
             warn(format_args!("the store: {}", self.wait(backend.probe())?));
         }
         let repository = self.wait(Repository::open(backend, &state_directory(), access))?;
         Ok(Arc::new(repository))
+    }
+
+    /// The repository's objects, for what is done without its authority.
+    pub fn backend(&self) -> Result<Backend, Failure> {
+        let location = self.location()?;
+        match is_remote(location) {
+            true => Err(Failure::usage("this is done where the repository lies, not through a server").hint(
+                "on the server's host, give --repo the location that the server's configuration names",
+            )),
+            false => Ok(Backend::open(location, Options::default())?),
+        }
+    }
+
+    /// The repository on a server.
+    pub fn remote(&self) -> Result<RemoteAuthority, Failure> {
+        let token = match &self.global.token_file {
+            Some(path) => prompt::first_line(path)?,
+            None => Zeroizing::new(std::env::var("UNDERLAY_TOKEN").unwrap_or_default()),
+        };
+        if token.trim().is_empty() {
+            return Err(Failure::usage("a server wants a token").hint(
+                "give --token-file FILE, or set UNDERLAY_TOKEN; `underlay-server token create` makes one",
+            ));
+        }
+        let options = RemoteOptions {
+            token: Zeroizing::new(token.trim().to_owned()),
+            fingerprint: self.global.server_fingerprint.clone(),
+            allow_http: self.global.allow_http,
+            stopping: Some(self.stopping.clone()),
+        };
+        // Its connections live on the runtime's threads.
+        let _runtime = self.runtime.enter();
+        Ok(RemoteAuthority::new(self.location()?, &options)?)
     }
 
     /// Opens the repository and finds the key: a key file, or a passphrase.
@@ -75,7 +118,7 @@ impl App {
             None => self.key_by_passphrase(&named, &self.wait(authority.key_slots())?)?,
         };
         let descriptor = Descriptor::open(&bytes, key.backup())?;
-        if let Ok(backend) = Backend::open(self.location()?, Options::default()) {
+        if let Ok(backend) = self.backend() {
             Repository::keep_descriptor(&backend, &state_directory(), descriptor.repository, &bytes);
         }
         Ok(Opened { authority, descriptor, key })

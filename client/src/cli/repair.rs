@@ -4,7 +4,6 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use underlay_store::Error;
 use underlay_store::authority::{RepairOptions, RepairReport};
-use underlay_store::backend::{Backend, Options};
 use underlay_store::id::SnapshotId;
 use underlay_store::key::file;
 use underlay_store::names::DESCRIPTOR;
@@ -162,7 +161,7 @@ fn named(snapshots: &Snapshots, id: &SnapshotId) -> String {
 
 impl Catalog {
     fn run(self, app: &App) -> Result<(), Failure> {
-        let backend = Backend::open(app.location()?, Options::default())?;
+        let backend = app.backend()?;
         let (descriptor, key) = app.key(&backend)?;
         let verifies = |id: &SnapshotId, bytes: &[u8]| {
             Snapshot::open(id, &descriptor.repository, bytes, key.backup()).is_ok()
@@ -223,7 +222,7 @@ impl Catalog {
 
 impl Claim {
     fn run(self, app: &App) -> Result<(), Failure> {
-        let backend = Backend::open(app.location()?, Options::default())?;
+        let backend = app.backend()?;
         let state = state_directory();
         let claim = app.runtime.block_on(Repository::repair_claim(&backend, &state, self.dry_run))?;
         if app.global.json {
@@ -239,7 +238,7 @@ impl Claim {
 
 impl DescriptorCommand {
     fn run(self, app: &App) -> Result<(), Failure> {
-        let backend = Backend::open(app.location()?, Options::default())?;
+        let backend = app.backend()?;
         let path = app.global.key_file_to_use().ok_or_else(|| {
             Failure::usage("only a key file tells which repository this is").hint("give --key-file FILE")
         })?;

@@ -1,5 +1,7 @@
 //! What the catalog takes and gives.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 use crate::id::{PackName, Root, SessionId, SnapshotId};
 use crate::pack::{Codec, Entry, PackKind};
@@ -121,7 +123,7 @@ pub struct PackSummary {
 }
 
 /// Sums over the catalog. A chunk stored twice counts twice.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Packs of both kinds.
     pub packs: u64,

@@ -8,7 +8,7 @@ mod trees;
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::catalog::Catalog;
@@ -18,7 +18,8 @@ use crate::repository::NodeReader;
 pub(crate) use structure::{Checked, check};
 
 /// What to check.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CheckOptions {
     /// Also read packs and compare their SHA-256 with their names: first those under suspicion, then those read longest ago.
     pub scrub: bool,
@@ -43,7 +44,7 @@ pub(crate) struct Ground<'a> {
 }
 
 /// One thing that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The object, chunk or node.
     pub object: String,
@@ -52,7 +53,7 @@ pub struct Finding {
 }
 
 /// A disk whose snapshot refers to something missing or damaged.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Affected {
     /// The snapshot.
     pub snapshot: SnapshotId,
@@ -67,7 +68,7 @@ pub struct Affected {
 }
 
 /// How far the packs have been read and compared with their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scrubbed {
     /// Packs read this time.
     pub packs: u64,
@@ -84,7 +85,7 @@ pub struct Scrubbed {
 }
 
 /// What a check found. No finding and nothing affected means sound.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
     /// Packs compared with the catalog.
     pub packs: u64,

@@ -6,7 +6,7 @@ mod plan;
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use forward::Forward;
 pub(crate) use marks::Marks;
@@ -35,7 +35,7 @@ impl Default for GcOptions {
 }
 
 /// Some packs and their bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// How many.
     pub packs: u64,
@@ -51,7 +51,7 @@ impl Count {
 }
 
 /// What a collection did; with [`GcOptions::dry_run`], what it would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcReport {
     /// Nodes that snapshots and open sessions need.
     pub live_nodes: u64,

@@ -48,6 +48,17 @@ impl Repository {
         self.with_catalog(move |catalog| catalog.forgotten_object_is_gone(snapshot)).await
     }
 
+    /// Begins a backup of `vm` in a session whose id the caller has chosen. Asked again while it is open, the answer is the same.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the session has ended, or is another VM's; otherwise as [`Authority::open_session`].
+    pub async fn open_session_as(&self, session: SessionId, vm: &str) -> Result<SessionGrant> {
+        self.writable()?;
+        let (vm, now) = (vm.to_owned(), (self.clock)());
+        let assigned = self.with_catalog(move |catalog| catalog.open_session(session, &vm, now)).await?;
+        Ok(SessionGrant { session, time: Timestamp::from_milliseconds(assigned)? })
+    }
+
     pub(super) fn writable(&self) -> Result<()> {
         if self.access == Access::Read {
             return Err(Error::Invalid {
@@ -81,11 +92,7 @@ impl Authority for Repository {
     }
 
     async fn open_session(&self, vm: &str) -> Result<SessionGrant> {
-        self.writable()?;
-        let (session, vm) = (SessionId::random(), vm.to_owned());
-        let now = (self.clock)();
-        let assigned = self.with_catalog(move |catalog| catalog.open_session(session, &vm, now)).await?;
-        Ok(SessionGrant { session, time: Timestamp::from_milliseconds(assigned)? })
+        self.open_session_as(SessionId::random(), vm).await
     }
 
     async fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {

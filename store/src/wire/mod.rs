@@ -1,0 +1,70 @@
+//! Messages between a client and a server: pure, bounded encodings. `docs/server.md` draws them.
+//!
+//! Whatever arrives is hostile until it is decoded: a wrong message is an error in words, never a panic, and no decoder allocates
+//! more than a small multiple of what it was given.
+
+mod documents;
+mod head;
+mod ids;
+mod jobs;
+mod nodes;
+mod places;
+mod problem;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{SessionId, SlotId};
+
+pub use documents::{decode_documents, encode_documents};
+pub use ids::{IdKind, MAXIMUM_IDS, WireId, decode_bitmap, decode_ids, encode_bitmap, encode_ids};
+pub use jobs::{GcRequest, JobRequest, JobState, JobStatus, Phase};
+pub use nodes::{decode_nodes, encode_nodes};
+pub use places::{decode_places, encode_places};
+pub use problem::{Problem, kind};
+pub use words::word;
+
+/// The version of the wire that this build speaks: the first part of every path but those of health.
+pub const VERSION: &str = "v1";
+
+/// Asks for a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenSession {
+    /// The VM to back up.
+    pub vm: String,
+}
+
+/// A session that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenedSession {
+    /// Its id, as the snapshot will name it.
+    pub session: SessionId,
+    /// The snapshot's time, in milliseconds since 1970.
+    pub time_ms: i64,
+}
+
+/// The documents of a repository to be made. They are texts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewRepository {
+    /// The text of `underlay.json`.
+    pub descriptor: String,
+    /// Passphrase slots.
+    pub slots: Vec<NewSlot>,
+}
+
+/// A passphrase slot of a repository to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSlot {
+    /// Its name.
+    pub slot: SlotId,
+    /// The text of its document.
+    pub document: String,
+}
+
+/// Why a message means nothing, in words.
+pub type Wrong = String;

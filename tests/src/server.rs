@@ -1,0 +1,219 @@
+//! `underlay-server`, in this process or as a program of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use underlay_client::remote::{RemoteAuthority, RemoteOptions};
+use underlay_server::config::Config;
+use underlay_server::tokens::{NewToken, Scope, TokenFile};
+use underlay_server::{Running, start};
+use underlay_store::cut::CutParameters;
+use underlay_store::id::RepositoryId;
+use underlay_store::key::RestoreKey;
+use underlay_store::snapshot::{Descriptor, Timestamp};
+
+use crate::commands::{run_command, terminate};
+use crate::program::program;
+use crate::{Error, Result};
+
+/// The name of the repository that a test's server has.
+pub const NAME: &str = "vms";
+
+/// A new repository's key and descriptor, and the text of it.
+pub fn new_descriptor() -> (RestoreKey, Descriptor, Bytes) {
+    let key = RestoreKey::generate();
+    let descriptor = Descriptor {
+        repository: RepositoryId::random(),
+        created: Timestamp::now(),
+        public_key: key.backup().public_key(),
+        cut: CutParameters::default(),
+    };
+    let text = descriptor.seal(key.backup()).expect("a valid descriptor");
+    (key, descriptor, text.into())
+}
+
+/// A server in this process, on a directory, with one repository.
+#[derive(Debug)]
+pub struct Served {
+    /// Where it keeps everything.
+    pub folder: TempDir,
+    /// The server.
+    pub running: Running,
+    /// Opens everything.
+    pub key: RestoreKey,
+    /// What the repository is.
+    pub descriptor: Descriptor,
+}
+
+impl Served {
+    /// A server with a repository, over TLS. `more` goes into its configuration.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start(more: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let running = Self::start_in(&folder, more).await;
+        let (key, descriptor, text) = new_descriptor();
+        let served = Self { folder, running, key, descriptor };
+        let admin = served.token(&[Scope::Admin], "*");
+        served.authority(&admin).make(text, Vec::new()).await.expect("a new repository");
+        served
+    }
+
+    /// A server on what is in `folder`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start_in(folder: &TempDir, more: &str) -> Running {
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let config = format!(
+            "listen = \"127.0.0.1:0\"\nstate = {:?}\n{more}\n[[repository]]\nname = {NAME:?}\nlocation = {:?}\n",
+            path("state"),
+            path("repository")
+        );
+        let config = Config::parse(&config).expect("a good configuration");
+        start(&config, &[]).await.expect("a server")
+    }
+
+    /// A new token for the repository and these machines.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn token(&self, scopes: &[Scope], machines: &str) -> String {
+        self.token_for(scopes, NAME, machines, None)
+    }
+
+    /// A new token.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn token_for(
+        &self,
+        scopes: &[Scope],
+        repository: &str,
+        machines: &str,
+        expires: Option<Timestamp>,
+    ) -> String {
+        let new = NewToken {
+            label: "test".to_owned(),
+            scopes: scopes.to_vec(),
+            repositories: vec![repository.to_owned()],
+            machines: vec![machines.to_owned()],
+            expires,
+        };
+        let (_, secret) = self.tokens().create(new).expect("a token");
+        secret.expose().to_owned()
+    }
+
+    /// The file with the tokens.
+    pub fn tokens(&self) -> TokenFile {
+        TokenFile::new(&self.folder.path().join("state"))
+    }
+
+    /// The URL of the repository.
+    pub fn location(&self) -> String {
+        let scheme = if self.running.fingerprint.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/{NAME}", self.running.address)
+    }
+
+    /// The repository as whoever has that token reaches it.
+    ///
+    /// # Panics
+    /// If there can be no TLS.
+    pub fn authority(&self, token: &str) -> Arc<RemoteAuthority> {
+        let options = RemoteOptions {
+            token: token.to_owned().into(),
+            fingerprint: self.running.fingerprint.clone(),
+            ..RemoteOptions::default()
+        };
+        Arc::new(RemoteAuthority::new(&self.location(), &options).expect("a location"))
+    }
+
+    /// The repository as whoever may do everything reaches it.
+    pub fn for_all(&self) -> Arc<RemoteAuthority> {
+        self.authority(&self.token(&Scope::ALL, "*"))
+    }
+}
+
+/// The program `underlay-server`, killed when dropped.
+#[derive(Debug)]
+pub struct ServerProgram {
+    folder: PathBuf,
+    child: Child,
+    /// Where it listens.
+    pub address: String,
+    /// Of its certificate.
+    pub fingerprint: String,
+}
+
+impl ServerProgram {
+    /// Starts it below `folder`, on the repository `location`, on any free port.
+    pub fn start(folder: &Path, location: &str) -> Result<Self> {
+        Self::listen(folder, location, "127.0.0.1:0")
+    }
+
+    /// Starts it on that address.
+    pub fn listen(folder: &Path, location: &str, address: &str) -> Result<Self> {
+        let state = folder.join("server");
+        let config = format!(
+            "listen = {address:?}\nstate = {:?}\n\n[[repository]]\nname = {NAME:?}\nlocation = {location:?}\n",
+            state.display().to_string()
+        );
+        std::fs::write(folder.join("server.toml"), config)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("server.log"))?;
+        let mut command = Self::command_in(folder)?;
+        let mut child =
+            command.arg("serve").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or_else(|| Error::new("no stdout"))?).lines();
+        let mut next = |what: &str| -> Result<String> {
+            let line = lines.next().transpose()?.unwrap_or_default();
+            let value = line.strip_prefix(what).map(|rest| rest.trim().to_owned());
+            value.ok_or_else(|| {
+                let log = std::fs::read_to_string(folder.join("server.log")).unwrap_or_default();
+                Error::new(format!("the server said {line:?} and not {what:?}; its log:\n{log}"))
+            })
+        };
+        let address = next("listening on https://")?;
+        let fingerprint = next("fingerprint ")?;
+        Ok(Self { folder: folder.to_owned(), child, address, fingerprint })
+    }
+
+    fn command_in(folder: &Path) -> Result<Command> {
+        let mut command = Command::new(program("underlay-server")?);
+        command.arg("--config").arg(folder.join("server.toml"));
+        Ok(command)
+    }
+
+    /// A new token, made by the program.
+    pub fn token(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Self::command_in(&self.folder)?;
+        let token = run_command(command.args(["token", "create", "--repository", NAME]).args(arguments))?;
+        Ok(token.trim().to_owned())
+    }
+
+    /// The URL of the repository.
+    pub fn location(&self) -> String {
+        format!("https://{}/{NAME}", self.address)
+    }
+
+    /// Ends it at once, as a power cut would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Ends it in order.
+    pub fn terminate(&mut self) {
+        terminate(&mut self.child);
+    }
+}
+
+impl Drop for ServerProgram {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
