@@ -133,9 +133,7 @@ impl Catalog {
         leaving: &HashSet<PackName>,
     ) -> Result<Vec<bool>> {
         self.read("look for other places", |transaction| {
-            ids.iter()
-                .map(|id| homes(transaction, kind, id, |name, state| state == 0 && !leaving.contains(name)))
-                .collect()
+            ids.iter().map(|id| homes(transaction, kind, id, |name, _| !leaving.contains(name))).collect()
         })
     }
 
@@ -198,10 +196,10 @@ impl Catalog {
             }
             let mut resurrected = 0;
             for chunk in late.0 {
-                resurrected += resurrect(transaction, PackKind::Data, chunk.as_bytes())?;
+                resurrected += resurrect(transaction, PackKind::Data, chunk.as_bytes(), survey.last_row)?;
             }
             for node in late.1 {
-                resurrected += resurrect(transaction, PackKind::Nodes, node.as_bytes())?;
+                resurrected += resurrect(transaction, PackKind::Nodes, node.as_bytes(), survey.last_row)?;
             }
             show_nodes(transaction, late.1)?;
             // What was stored since the survey, or held by a session then, and belongs to nobody may refer to what goes now: it is offered again when a
@@ -253,7 +251,7 @@ fn held(transaction: &Transaction<'_>, each: &mut dyn FnMut(Held)) -> Outcome<()
     Ok(())
 }
 
-/// Whether the id lies undamaged in a pack that `fits` by its name and state.
+/// Whether the id lies undamaged in a pack in use that `fits` by its name and row.
 fn homes(
     transaction: &Transaction<'_>,
     kind: PackKind,
@@ -261,7 +259,8 @@ fn homes(
     fits: impl Fn(&PackName, i64) -> bool,
 ) -> Outcome<bool> {
     let mut find = transaction.prepare_cached(&format!(
-        "SELECT p.name, p.state FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1 AND NOT {RETIRED}",
+        "SELECT p.name, p.pack FROM {} c CROSS JOIN packs p ON p.pack = c.pack
+         WHERE c.id = ?1 AND p.state = 0 AND NOT {RETIRED}",
         table(kind)
     ))?;
     let mut rows = find.query([id])?;
@@ -274,15 +273,15 @@ fn homes(
     Ok(false)
 }
 
-/// Takes a condemned pack into use again if it is the only one that has this id. Returns how many.
-fn resurrect(transaction: &Transaction<'_>, kind: PackKind, id: &[u8; 32]) -> Outcome<u64> {
-    if homes(transaction, kind, id, |_, state| state == 0)? {
+/// Takes condemned packs that have this id into use again, unless it was stored since the survey: an older copy was not read, and may be
+/// damaged. Returns how many.
+fn resurrect(transaction: &Transaction<'_>, kind: PackKind, id: &[u8; 32], last_row: i64) -> Outcome<u64> {
+    if homes(transaction, kind, id, |_, row| row > last_row)? {
         return Ok(0);
     }
     let mut revive = transaction.prepare_cached(&format!(
-        "UPDATE packs SET state = 0, condemned = NULL WHERE state = 1 AND pack =
-            (SELECT c.pack FROM {} c JOIN packs p ON p.pack = c.pack WHERE c.id = ?1 AND p.state = 1
-             ORDER BY {RETIRED}, c.pack LIMIT 1)",
+        "UPDATE packs SET state = 0, condemned = NULL
+         WHERE state = 1 AND pack IN (SELECT pack FROM {} WHERE id = ?1)",
         table(kind)
     ))?;
     Ok(revive.execute([id])? as u64)

@@ -277,9 +277,10 @@ async fn adopt_snapshots(
         let (vm, time_ms) = (body.vm.as_str(), body.time.as_milliseconds());
         let record = SnapshotRecord { snapshot, vm, time_ms, document: &bytes, roots: &roots };
         match catalog.session_state(body.session)? {
-            // Proven before its object was stored; its writer may be dead or about to say the same. Or it was shut out: then another
-            // owner may have deleted since what was proven.
-            Some(SessionState::Committing) if is_whole(catalog, nodes, &roots).await? => {
+            // Proven before its object was stored; its writer may be dead or about to say the same, or this catalog is an old copy and it was
+            // acknowledged long ago. If it is not whole it may have been damaged since, or its writer was shut out and nobody ever knew of
+            // it: that cannot be told, so it is kept, and whoever looks at it decides.
+            Some(SessionState::Committing) => {
                 catalog.commit_session(body.session, &record, &[])?;
             }
             Some(SessionState::Committed) => catalog.import_snapshot(&record)?,
@@ -299,11 +300,11 @@ async fn adopt_snapshots(
             None => {
                 import_packs(backend, catalog).await?;
                 match sight {
-                    // Stored after this catalog took over, by somebody who had not noticed yet: what it needs may be gone.
+                    // Stored after this catalog took over, by somebody who had not noticed yet: what it needs may be gone. Or
+                    // this catalog is an old copy, and it was damaged since: nobody can tell, and it is kept.
                     Sight::Later if !is_whole(catalog, nodes, &roots).await? => {
-                        tracing::warn!(
-                            "{name} is left alone: another owner stored it, and not all that it needs is there"
-                        );
+                        tracing::warn!("{name} is not known, nor whole; bringing the catalog up to date");
+                        catalog.set_outdated(catalog.records()?)?;
                     }
                     _ => catalog.import_snapshot(&record)?,
                 }

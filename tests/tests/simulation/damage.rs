@@ -88,8 +88,8 @@ pub async fn verify(process: &Process, repository: &Repository, random: &mut Ran
     let ours = newest_claim(&process.world) == before;
     if withdrawn.is_ok_and(|answer| answer.recorded && !answer.catalog_differs) && ours {
         let mut core = process.world.core();
-        // Who takes over finds what was recorded, if its listing shows it.
-        if core.weather.stale_list == 0 {
+        // Who takes over finds what was recorded, if its listing shows it. A collection that has decided cannot know better any more.
+        if core.weather.stale_list == 0 && !core.is_decided() {
             let told = damage.chunks.iter();
             let told = told.map(|(id, pack)| (names::pack(PackKind::Data, pack), *id.as_bytes()));
             core.bucket.ledger.told.extend(told);

@@ -459,6 +459,20 @@ impl Core {
         self.lives[process].fenced.is_some_and(|by| newest == Some(names::claim(by)))
     }
 
+    /// Whether some collection has decided what goes, and not all of that is gone.
+    pub fn is_decided(&self) -> bool {
+        let mut finished = BTreeSet::new();
+        for event in self.trace.iter().rev().filter(|event| event.what == "committed") {
+            let host = self.lives.get(event.process).map(|life| life.host);
+            match event.object.as_str() {
+                "drop deleted packs" => drop(finished.insert(host)),
+                "decide about condemned packs" if !finished.contains(&host) => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
     pub fn note(&mut self, process: usize, what: &'static str, object: &str, outcome: &'static str) {
         let lane = self.lives.get(process).map_or(99, |life| life.lane);
         self.trace.push(Event { lane, process, what, object: object.to_owned(), outcome });
