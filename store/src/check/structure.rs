@@ -180,7 +180,7 @@ async fn snapshots(ground: &Ground<'_>, checked: &mut Checked) -> Result<()> {
     for (id, cataloged) in stored {
         let name = names::snapshot(&id);
         let object = backend.get(&name).await;
-        if catalog.is_forgotten(id)? {
+        if !catalog.has_snapshot(id)? {
             // Dropped meanwhile, and its packs may go.
             continue;
         }
