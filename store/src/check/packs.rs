@@ -26,6 +26,8 @@ pub(super) struct BadPack {
 #[derive(Default)]
 pub(super) struct Packs {
     pub bad: HashMap<PackName, BadPack>,
+    /// Packs that a collection is deleting: there or not, they are no copy of anything.
+    pub going: HashSet<PackName>,
     /// The catalog says something else of a pack than the pack.
     pub catalog_differs: bool,
 }
@@ -79,8 +81,11 @@ async fn listed(
         ));
     }
     let mut present = Vec::new();
-    // Those that are being deleted may be there or not.
-    for pack in known.into_iter().filter(|pack| pack.state != PackState::Deleting) {
+    for pack in known {
+        if pack.state == PackState::Deleting {
+            found.going.insert(pack.name);
+            continue;
+        }
         report.packs += 1;
         report.pack_bytes += pack.size;
         progress.advance(1);

@@ -97,7 +97,7 @@ async fn walk(
     checked.snapshots.clear();
     checked.unstored.clear();
     snapshots(ground, checked).await?;
-    let mut trees = Trees::new(ground, &packs.bad);
+    let mut trees = Trees::new(ground, packs);
     progress.phase("snapshots", Some(checked.snapshots.len() as u64));
     let mut roots: Vec<Root> = Vec::new();
     for snapshot in &checked.snapshots {

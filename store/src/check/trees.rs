@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::loss::Loss;
-use super::packs::BadPack;
+use super::packs::Packs;
 use super::{CheckReport, Ground};
 use crate::Result;
 use crate::catalog::{Location, Retired};
-use crate::id::{ChunkId, NodeId, PackName, Root};
+use crate::id::{ChunkId, NodeId, Root};
 use crate::pack::PackKind;
 use crate::tree::{Node, Run, root_level};
 
@@ -19,7 +19,7 @@ const NAMED: usize = 1000;
 /// A walk over many trees that share most of their nodes.
 pub(super) struct Trees<'a> {
     ground: &'a Ground<'a>,
-    bad: &'a HashMap<PackName, BadPack>,
+    packs: &'a Packs,
     seen: HashSet<NodeId>,
     chunks: u64,
     named: usize,
@@ -28,9 +28,9 @@ pub(super) struct Trees<'a> {
 }
 
 impl<'a> Trees<'a> {
-    pub fn new(ground: &'a Ground<'a>, bad: &'a HashMap<PackName, BadPack>) -> Self {
+    pub fn new(ground: &'a Ground<'a>, packs: &'a Packs) -> Self {
         let (seen, loss) = (HashSet::new(), Loss::default());
-        Self { ground, bad, seen, chunks: 0, named: 0, unnamed: 0, loss }
+        Self { ground, packs, seen, chunks: 0, named: 0, unnamed: 0, loss }
     }
 
     /// Looks at everything below `root` that no tree before had.
@@ -105,17 +105,41 @@ impl<'a> Trees<'a> {
 
     /// Nodes that can still be read and lie in bad packs only are to be stored anew.
     fn look_for_risks(&mut self, batch: &[(NodeId, u8)]) -> Result<()> {
-        if self.bad.values().all(|pack| pack.id.kind != PackKind::Nodes) {
+        if self.packs.bad.values().all(|pack| pack.id.kind != PackKind::Nodes) {
             return Ok(());
         }
         let ids: Vec<NodeId> = batch.iter().map(|(id, _)| *id).collect();
         for (id, places) in ids.iter().zip(self.ground.catalog.locate_nodes(&ids)?) {
-            if places.iter().all(|place| place.retired || self.bad.contains_key(&place.pack)) {
+            if self.is_lost(&places) {
                 self.loss.touched.entry(*id).or_default();
                 self.loss.at_risk.extend(places.iter().map(|place| place.pack));
             }
         }
         Ok(())
+    }
+
+    fn is_bad(&self, place: &Location) -> bool {
+        self.packs.bad.contains_key(&place.pack)
+    }
+
+    fn is_going(&self, place: &Location) -> bool {
+        self.packs.going.contains(&place.pack)
+    }
+
+    /// Whether no copy is one to rely on. A copy that goes is none; but what lies in such packs only is still there, as far as is known.
+    fn is_lost(&self, places: &[Location]) -> bool {
+        let bad = |place: &Location| place.retired || self.is_bad(place);
+        places.iter().all(|place| bad(place) || self.is_going(place))
+            && (places.is_empty() || places.iter().any(bad))
+    }
+
+    /// Places that stay and are not to be relied on: with their whole packs, or by themselves.
+    fn retired(&self, places: &[Location], id: [u8; 32]) -> Vec<Retired> {
+        let place = |at: &Location| match self.is_bad(at) {
+            true => Retired::Pack(at.pack),
+            false => Retired::Place { pack: at.pack, id, wrong: false },
+        };
+        places.iter().filter(|at| !self.is_going(at)).map(place).collect()
     }
 
     fn node_is_lost(&mut self, id: NodeId, what: String, report: &mut CheckReport) {
@@ -139,21 +163,21 @@ impl<'a> Trees<'a> {
         ids.dedup();
         self.chunks += ids.len() as u64;
         for (id, places) in ids.iter().zip(self.ground.catalog.locate_chunks(&ids)?) {
-            if !places.iter().all(|place| place.retired || self.bad.contains_key(&place.pack)) {
+            if !self.is_lost(&places) {
                 continue;
             }
             let first = chunks.partition_point(|(chunk, _)| chunk < id);
             for (_, leaf) in chunks[first..].iter().take_while(|(chunk, _)| chunk == id) {
                 self.loss.touched.entry(*leaf).or_default().chunks.push(*id);
             }
-            let whole = |place: &Location| self.bad.contains_key(&place.pack);
             let what = match places.is_empty() {
                 true => "it is in no pack",
                 false => "every copy of it is damaged",
             };
-            let known = self.loss.chunk_places.insert(*id, retired(&places, *id.as_bytes(), whole));
+            let rest = self.retired(&places, *id.as_bytes());
+            let known = self.loss.chunk_places.insert(*id, rest);
             // Where it is the packs that are bad, they are named.
-            if known.is_none() && (places.is_empty() || !places.iter().all(whole)) {
+            if known.is_none() && (places.is_empty() || !places.iter().all(|place| self.is_bad(place))) {
                 self.name(format!("chunk {id}"), what, report);
             }
         }
@@ -164,8 +188,7 @@ impl<'a> Trees<'a> {
     fn find_places(&mut self) -> Result<()> {
         let nodes: Vec<NodeId> = self.loss.total().nodes.into_iter().collect();
         for (id, places) in nodes.iter().zip(self.ground.catalog.locate_nodes(&nodes)?) {
-            let whole = |place: &Location| self.bad.contains_key(&place.pack);
-            self.loss.node_places.insert(*id, retired(&places, *id.as_bytes(), whole));
+            self.loss.node_places.insert(*id, self.retired(&places, *id.as_bytes()));
         }
         Ok(())
     }
@@ -194,13 +217,4 @@ impl<'a> Trees<'a> {
         }
         Ok(above)
     }
-}
-
-/// Places that are not to be relied on: with their whole packs, or by themselves.
-fn retired(places: &[Location], id: [u8; 32], whole: impl Fn(&Location) -> bool) -> Vec<Retired> {
-    let place = |at: &Location| match whole(at) {
-        true => Retired::Pack(at.pack),
-        false => Retired::Place { pack: at.pack, id, wrong: false },
-    };
-    places.iter().map(place).collect()
 }

@@ -104,6 +104,11 @@ impl Ledger {
         self.sound_copies(id).next().is_some()
     }
 
+    /// Whether one of those packs is not among the ones that a collection has decided to delete.
+    pub fn stays(&self, id: &Id, decided: &BTreeSet<String>) -> bool {
+        self.sound_copies(id).any(|name| !decided.contains(name))
+    }
+
     /// Whether a collection could have known better than to delete the last sound copy: of any wrong one that was left, the owner was told.
     pub fn was_known(&self, id: &Id) -> bool {
         let mut wrong = self

@@ -49,11 +49,12 @@ fn chain(error: &Error) -> String {
 async fn judge_all(process: &Process) -> Result<()> {
     let repository = process.open(Access::TakeOver).await?;
     let listed = snapshots(process, &repository).await?;
-    restored(process, &repository, &listed).await?;
+    let decided = decided(process)?;
+    restored(process, &repository, &listed, &decided).await?;
     let report = repository.check(&CheckOptions { scrub: true, ..CheckOptions::default() }, &Silent).await?;
     checked(process, &listed, &report);
     rebuilt(process, &listed).await?;
-    elsewhere(process, &listed).await?;
+    elsewhere(process, &listed, &decided).await?;
     emptied(process, &repository, &listed).await
 }
 
@@ -77,7 +78,10 @@ fn checked(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>, report: &Che
         process.world.complain(format!("check finds damage: {:?} {untouched:?}", report.findings));
     }
     if !unseen.is_empty() {
-        process.world.complain(format!("check does not see what {unseen:?} lost"));
+        let core = process.world.core();
+        let places: Vec<_> = unseen.iter().map(|id| core.describe_doubted(id)).collect();
+        drop(core);
+        process.world.complain(format!("check does not see what {unseen:?} lost: {places:?}"));
     }
 }
 
@@ -145,11 +149,23 @@ async fn snapshots(process: &Process, repository: &Repository) -> Result<BTreeMa
     Ok(listed)
 }
 
+/// Packs of which a collection that counts has decided that they go, by the owner's catalog.
+fn decided(process: &Process) -> Result<BTreeSet<String>> {
+    let Some(catalog) = process.catalog() else { return Ok(BTreeSet::new()) };
+    let mut decided = BTreeSet::new();
+    for kind in [PackKind::Data, PackKind::Nodes] {
+        let going = catalog.packs(kind)?.into_iter().filter(|pack| pack.state == PackState::Deleting);
+        decided.extend(going.map(|pack| names::pack(kind, &pack.name)));
+    }
+    Ok(decided)
+}
+
 /// Every listed snapshot can be restored, to the byte.
 async fn restored(
     process: &Process,
     repository: &Repository,
     listed: &BTreeMap<SnapshotId, Bytes>,
+    decided: &BTreeSet<String>,
 ) -> Result<()> {
     let mut reader = Reader::default();
     for id in listed.keys() {
@@ -158,7 +174,7 @@ async fn restored(
             let mut found = reader.disk(repository, root).await;
             let damaged = matches!(&found, Err(Trouble::Store(error)) if error.is_damage());
             if damaged && process.world.core().is_doubted(id) {
-                if process.world.core().has_lost(id) {
+                if process.world.core().has_lost(id, decided) {
                     continue;
                 }
                 // A copy that nobody was told of in time: whoever builds the catalog anew finds it.
@@ -171,7 +187,10 @@ async fn restored(
                 Err(Trouble::Store(error)) if error.is_damage() && is_stray(process, id) => {}
                 Err(Trouble::Store(error)) if error.is_damage() => {
                     let acknowledged = if record.acknowledged { "acknowledged" } else { "not acknowledged" };
-                    process.world.complain(format!("{id} ({acknowledged}) cannot be restored: {error}"));
+                    let doubted = process.world.core().describe_doubted(id);
+                    process.world.complain(format!(
+                        "{id} ({acknowledged}) cannot be restored: {error}; doubted: {doubted}"
+                    ));
                 }
                 Err(Trouble::Store(error)) => return Err(error),
             }
@@ -261,7 +280,11 @@ fn places(catalog: &Catalog, kind: PackKind, pack: PackName, ids: &[[u8; 32]]) -
 }
 
 /// Whoever only reads, from the other host and with its older catalog, sees the same.
-async fn elsewhere(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> Result<()> {
+async fn elsewhere(
+    process: &Process,
+    listed: &BTreeMap<SnapshotId, Bytes>,
+    decided: &BTreeSet<String>,
+) -> Result<()> {
     let other = Process::begin(&process.world, 0, 1 - process.host);
     let reader = other.open(Access::Read).await?;
     let found = snapshots(&other, &reader).await?;
@@ -277,5 +300,5 @@ async fn elsewhere(process: &Process, listed: &BTreeMap<SnapshotId, Bytes>) -> R
     if !more.is_empty() || !less.is_empty() {
         process.world.complain(format!("a reader on the other host sees {more:?} more and {less:?} less"));
     }
-    restored(&other, &reader, &found).await
+    restored(&other, &reader, &found, decided).await
 }

@@ -16,6 +16,7 @@ use underlay_store::sabotage::Rule;
 
 use crate::bucket::{Answer, Bucket, Conditional, Op, Refusal};
 use crate::disk::Disk;
+use crate::ledger::Id;
 use crate::model::Model;
 use crate::random::Random;
 
@@ -484,10 +485,20 @@ impl Core {
         record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.doubted.contains(id)))
     }
 
-    /// Whether something of the snapshot is not in the bucket any more as it was.
-    pub fn has_lost(&self, id: &SnapshotId) -> bool {
-        let record = self.model.snapshots.get(id);
-        record.is_some_and(|record| record.ids.iter().any(|id| !self.bucket.ledger.is_sound(id)))
+    /// Where that lies, and how it stands, in words.
+    pub fn describe_doubted(&self, id: &SnapshotId) -> String {
+        let ids = self.model.snapshots.get(id).into_iter().flat_map(|record| &record.ids);
+        let doubted = ids.filter(|id| self.bucket.ledger.doubted.contains(*id));
+        let described = doubted.map(|id| format!("{}: {}", hex::encode(id), self.bucket.ledger.describe(id)));
+        described.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether something of the snapshot is not in the bucket any more as it was, or only in packs that a collection has decided to
+    /// delete because it could not know that another copy is wrong.
+    pub fn has_lost(&self, id: &SnapshotId, decided: &BTreeSet<String>) -> bool {
+        let ledger = &self.bucket.ledger;
+        let lost = |id: &Id| !ledger.is_sound(id) || (!ledger.stays(id, decided) && !ledger.was_known(id));
+        self.model.snapshots.get(id).is_some_and(|record| record.ids.iter().any(lost))
     }
 
     /// Whether something of the snapshot is lost, and whoever reads all packs without a key sees that.
