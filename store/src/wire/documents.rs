@@ -29,7 +29,7 @@ pub fn encode_documents(documents: &[StoredDocument]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_documents(bytes: &Bytes) -> Result<Vec<StoredDocument>, Wrong> {
-    let (mut reader, _, count) = Reader::open("documents", DOCUMENTS, bytes)?;
+    let (mut reader, count) = Reader::open("documents", DOCUMENTS, bytes)?;
     reader.expect_at_least(count, 6)?;
     let mut documents = Vec::with_capacity(count);
     for _ in 0..count {

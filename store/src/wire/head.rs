@@ -22,8 +22,16 @@ pub(super) fn begin(magic: [u8; 4], kind: u8, count: usize, capacity: usize) -> 
 }
 
 impl<'a> Reader<'a> {
-    /// Reads the head of a message called `what`; gives its kind and how many items follow.
-    pub(super) fn open(
+    /// Reads the head of a message called `what`, of which there is one kind; gives how many items follow.
+    pub(super) fn open(what: &'static str, magic: [u8; 4], bytes: &'a [u8]) -> Result<(Self, usize), Wrong> {
+        match Self::open_kinds(what, magic, bytes)? {
+            (reader, 0, count) => Ok((reader, count)),
+            _ => Err(format!("reserved bytes of {what} are not zero")),
+        }
+    }
+
+    /// The same for a message of several kinds; gives which it is, too.
+    pub(super) fn open_kinds(
         what: &'static str,
         magic: [u8; 4],
         bytes: &'a [u8],

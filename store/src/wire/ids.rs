@@ -66,7 +66,7 @@ pub fn encode_ids<I: WireId>(ids: &[I]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_ids<I: WireId>(bytes: &[u8]) -> Result<Vec<I>, Wrong> {
-    let (mut reader, kind, count) = Reader::open("ids", IDS, bytes)?;
+    let (mut reader, kind, count) = Reader::open_kinds("ids", IDS, bytes)?;
     if kind != I::KIND as u8 {
         return Err("these ids are not of the kind that is asked about here".to_owned());
     }
@@ -100,7 +100,7 @@ pub fn encode_bitmap(answers: &[bool]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_bitmap(bytes: &[u8], expected: usize) -> Result<Vec<bool>, Wrong> {
-    let (mut reader, _, count) = Reader::open("answers", BITMAP, bytes)?;
+    let (mut reader, count) = Reader::open("answers", BITMAP, bytes)?;
     if count != expected {
         return Err(format!("{count} answers came for {expected} ids"));
     }

@@ -24,7 +24,7 @@ pub fn encode_nodes(nodes: &[Bytes]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_nodes(bytes: &Bytes, asked: usize) -> Result<Vec<Bytes>, Wrong> {
-    let (mut reader, _, count) = Reader::open("nodes", NODES, bytes)?;
+    let (mut reader, count) = Reader::open("nodes", NODES, bytes)?;
     if count > asked || (count == 0 && asked > 0) {
         return Err(format!("{count} nodes came; {asked} were asked for"));
     }

@@ -33,7 +33,7 @@ pub fn encode_places(chunks: &[Vec<Location>]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_places(bytes: &[u8], expected: usize) -> Result<Vec<Vec<Location>>, Wrong> {
-    let (mut reader, _, count) = Reader::open("places", PLACES, bytes)?;
+    let (mut reader, count) = Reader::open("places", PLACES, bytes)?;
     if count != expected {
         return Err(format!("the places of {count} chunks came; {expected} were asked for"));
     }

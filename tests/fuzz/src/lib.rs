@@ -24,6 +24,8 @@ pub mod packs;
 pub mod plain_qcow2;
 /// Files of mostly zeros, written down briefly.
 pub mod sparse;
+/// Messages between a client and a server.
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -59,6 +61,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "qcow2", run: images::qcow2, seeds: images::seeds },
     Target { name: "domain_xml", run: domains::definition, seeds: domains::definition_seeds },
     Target { name: "domain_record", run: domains::record, seeds: domains::record_seeds },
+    Target { name: "wire_binary", run: wire::binary, seeds: wire::binary_seeds },
+    Target { name: "wire_json", run: wire::json, seeds: wire::json_seeds },
 ];
 
 impl Target {
