@@ -16,7 +16,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
@@ -26,12 +26,6 @@ use self::open::Root;
 pub use self::probe::{ConditionalPut, Honours};
 pub use self::recording::{Recording, Traffic};
 use crate::error::{Error, Result, Source};
-
-/// Requests of one [`Backend::get_ranges`] in flight at once.
-const PARALLEL: usize = 8;
-/// A hole up to this many bytes is read through instead of asking twice: about what a request costs in time.
-const LOCAL_GAP: u64 = 64 << 10;
-const REMOTE_GAP: u64 = 1 << 20;
 
 /// A place that holds objects by name. Cheap to clone; clones share connections.
 ///
@@ -158,29 +152,6 @@ impl Backend {
             )),
             _ => Err(error),
         }
-    }
-
-    /// Several ranges of one object, in the order asked for. Neighbours share a request.
-    ///
-    /// # Errors
-    /// As [`Backend::get_range`].
-    pub async fn get_ranges(&self, name: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let gap = if self.inner.remote { REMOTE_GAP } else { LOCAL_GAP };
-        let merged = merge(ranges, gap);
-        let fetched: Vec<Bytes> = futures::stream::iter(merged.clone())
-            .map(|range| self.get_range(name, range))
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
-        let slice = |range: &Range<u64>| {
-            if range.is_empty() {
-                return Bytes::new();
-            }
-            let at = merged.partition_point(|m| m.start <= range.start) - 1;
-            let start = (range.start - merged[at].start) as usize;
-            fetched[at].slice(start..start + (range.end - range.start) as usize)
-        };
-        Ok(ranges.iter().map(slice).collect())
     }
 
     /// Length of the object in bytes; `None` if there is none.
@@ -324,18 +295,4 @@ fn report(action: &'static str, name: &str, source: Source) -> Error {
 
 fn short(name: &str, got: u64, wanted: u64) -> Error {
     report("read", name, format!("short answer: {got} of {wanted} bytes").into())
-}
-
-/// The sorted ranges that cover `ranges`, reading through holes of up to `gap` bytes. Skips empty ones.
-fn merge(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
-    let mut sorted: Vec<_> = ranges.iter().filter(|r| !r.is_empty()).cloned().collect();
-    sorted.sort_unstable_by_key(|r| r.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in sorted {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end.saturating_add(gap) => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }

@@ -22,7 +22,6 @@ async fn conforms(backend: &Backend) {
     for error in [backend.get(NAME).await, backend.get_range(NAME, 0..1).await] {
         assert!(matches!(error, Err(Error::Missing { object }) if object == NAME));
     }
-    assert!(matches!(backend.get_ranges(NAME, &[0..1, 5..6]).await, Err(Error::Missing { .. })));
     backend.delete(NAME).await.unwrap();
 
     let content = Bytes::from((0..100_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
@@ -62,17 +61,9 @@ async fn reads_ranges(backend: &Backend, content: &Bytes) {
     assert_eq!(backend.get_range(NAME, 17..4113).await.unwrap(), content.slice(17..4113));
     assert_eq!(backend.get_range(NAME, 399_999..400_000).await.unwrap(), content.slice(399_999..));
     assert_eq!(backend.get_range(NAME, 5..5).await.unwrap(), Bytes::new());
-    let ranges = [300_000..300_010, 0..4, 4..8, 2..100, 350_000..350_000, 399_000..400_000, 0..4];
-    let expected: Vec<_> = ranges.iter().map(|r| content.slice(r.start as usize..r.end as usize)).collect();
-    assert_eq!(backend.get_ranges(NAME, &ranges).await.unwrap(), expected);
-    assert_eq!(backend.get_ranges(NAME, &[]).await.unwrap(), Vec::<Bytes>::new());
     for beyond in [399_999..400_001, 400_000..400_001, 1 << 40..1 << 41] {
-        for error in [
-            backend.get_range(NAME, beyond.clone()).await.unwrap_err(),
-            backend.get_ranges(NAME, &[0..1, beyond.clone()]).await.unwrap_err(),
-        ] {
-            assert!(matches!(&error, Error::Damaged { object, .. } if object == NAME), "{error:?}");
-        }
+        let error = backend.get_range(NAME, beyond).await.unwrap_err();
+        assert!(matches!(&error, Error::Damaged { object, .. } if object == NAME), "{error:?}");
     }
 }
 
@@ -105,7 +96,7 @@ async fn recording_counts_by_folder() {
     backend.put("packs/b", Bytes::from_static(b"12345")).await.unwrap();
     backend.put("underlay.json", Bytes::from_static(b"{}")).await.unwrap();
     backend.get("packs/a").await.unwrap();
-    backend.get_ranges("packs/a", &[0..1, 1..2, 4..5]).await.unwrap();
+    backend.get_range("packs/a", 0..5).await.unwrap();
     backend.size("packs/a").await.unwrap();
     backend.list("packs").await.unwrap();
     backend.delete("packs/b").await.unwrap();
@@ -156,7 +147,6 @@ async fn short_answers_are_errors() {
     backend.put("a", Bytes::from_static(b"12345678")).await.unwrap();
     assert!(matches!(backend.get("a").await, Err(Error::Backend { .. })));
     assert!(matches!(backend.get_range("a", 2..6).await, Err(Error::Backend { .. })));
-    assert!(matches!(backend.get_ranges("a", &[0..1, 4..8]).await, Err(Error::Backend { .. })));
 }
 
 #[tokio::test]
@@ -240,11 +230,4 @@ async fn a_staged_write_that_was_left_behind_is_not_listed() {
     assert_eq!(backend.list("packs").await.unwrap(), []);
     backend.put("packs/5f3a", Bytes::from_static(b"whole")).await.unwrap();
     assert_eq!(backend.list("packs").await.unwrap().len(), 1);
-}
-
-#[test]
-fn ranges_merge_over_small_holes() {
-    assert_eq!(merge(&[50..60, 0..10, 10..20, 25..25], 5), [0..20, 50..60]);
-    assert_eq!(merge(&[0..10, 15..20, 2..4], 5), [Range { start: 0, end: 20 }]);
-    assert_eq!(merge(&[], 5), []);
 }

@@ -98,6 +98,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Session`] if it is committed or unknown.
+    #[cfg(test)]
     pub fn fence_session(&self, session: SessionId) -> Result<()> {
         self.end(session, SessionState::Fenced)
     }

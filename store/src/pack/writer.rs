@@ -56,11 +56,6 @@ impl Frame {
         }
     }
 
-    /// Bytes it takes in a pack, its trailer's entry included.
-    pub fn stored_length(&self) -> usize {
-        FRAME_HEADER_LENGTH as usize + self.payload.len() + ENTRY_LENGTH
-    }
-
     pub(super) fn as_frame_ref(&self) -> FrameRef<'_> {
         FrameRef {
             offset: 0,
