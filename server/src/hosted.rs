@@ -12,6 +12,7 @@ use underlay_store::id::SlotId;
 use underlay_store::repository::{Access, Repository};
 use underlay_store::wire::Problem;
 
+use crate::coming::Coming;
 use crate::config::RepositoryConfig;
 
 /// What failed is tried again after so long, when somebody asks.
@@ -23,6 +24,8 @@ pub(crate) struct Hosted {
     name: String,
     location: String,
     state: PathBuf,
+    /// Chunks that clients are about to send.
+    pub(crate) coming: Coming,
     opened: RwLock<Option<Arc<Repository>>>,
     /// Held while it is opened or made; when that failed last, and why.
     opening: Mutex<Option<(Instant, Problem)>>,
@@ -31,7 +34,8 @@ pub(crate) struct Hosted {
 impl Hosted {
     pub(crate) fn new(config: &RepositoryConfig, state: PathBuf) -> Self {
         let RepositoryConfig { name, location } = config.clone();
-        Self { name, location, state, opened: RwLock::default(), opening: Mutex::default() }
+        let coming = Coming::default();
+        Self { name, location, state, coming, opened: RwLock::default(), opening: Mutex::default() }
     }
 
     pub(crate) fn name(&self) -> &str {

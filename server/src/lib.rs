@@ -1,6 +1,7 @@
 //! The authority over repositories for many hosts, over HTTP. `docs/server.md` is its contract, `docs/security.md` says whom it trusts with what.
 
 pub mod cli;
+mod coming;
 pub mod config;
 mod connection;
 mod hosted;

@@ -29,13 +29,8 @@ impl Underlay {
     /// Makes a new repository in a server's bucket, under `prefix`.
     pub fn init_s3(server: &S3Server, prefix: &str, folder: &Path) -> Result<Self> {
         let mut underlay = Self::at(&format!("s3://{}/{prefix}", server.bucket), folder)?;
-        let variables = [
-            ("AWS_ENDPOINT_URL", &server.endpoint),
-            ("AWS_ACCESS_KEY_ID", &server.access_key),
-            ("AWS_SECRET_ACCESS_KEY", &server.secret_key),
-            ("AWS_REGION", &server.region),
-        ];
-        underlay.environment.extend(variables.map(|(name, value)| (name.to_owned(), value.clone())));
+        let variables = server.variables();
+        underlay.environment.extend(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
         underlay.initialised()
     }
 
@@ -106,6 +101,11 @@ impl Underlay {
     /// Runs a verb to its end, whatever its exit code.
     pub fn output<const N: usize>(&self, arguments: [&str; N]) -> Result<Output> {
         output(&mut self.command(arguments))
+    }
+
+    /// Runs a verb that must succeed; what it printed.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        run_command(self.command([]).args(arguments))
     }
 
     /// Runs a verb that must succeed, with `--json`; its answer.

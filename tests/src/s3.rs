@@ -78,6 +78,17 @@ impl S3Server {
         server.started()
     }
 
+    /// What a program finds the bucket by in its environment.
+    #[must_use]
+    pub fn variables(&self) -> [(&'static str, &str); 4] {
+        [
+            ("AWS_ENDPOINT_URL", &self.endpoint),
+            ("AWS_ACCESS_KEY_ID", &self.access_key),
+            ("AWS_SECRET_ACCESS_KEY", &self.secret_key),
+            ("AWS_REGION", &self.region),
+        ]
+    }
+
     /// Starts a stopped server again on the same address. Garage still has its objects, moto has an empty bucket.
     pub fn start(&mut self) -> Result<()> {
         let log = File::create(self.log())?;

@@ -17,7 +17,8 @@ use underlay_store::key::RestoreKey;
 use underlay_store::snapshot::{Descriptor, Timestamp};
 
 use crate::commands::{run_command, terminate};
-use crate::program::program;
+use crate::program::{Underlay, program};
+use crate::s3::S3Server;
 use crate::{Error, Result};
 
 /// The name of the repository that a test's server has.
@@ -158,14 +159,30 @@ impl ServerProgram {
 
     /// Starts it on that address.
     pub fn listen(folder: &Path, location: &str, address: &str) -> Result<Self> {
-        let state = folder.join("server");
+        Self::configure(folder, location, address, "")?;
+        Self::serve(folder, &[])
+    }
+
+    /// Starts it on a repository in a server's bucket.
+    pub fn on_s3(folder: &Path, s3: &S3Server, address: &str) -> Result<Self> {
+        Self::configure(folder, &format!("s3://{}/vms", s3.bucket), address, "")?;
+        Self::serve(folder, &s3.variables())
+    }
+
+    /// Writes its configuration; `settings` are lines before the first section.
+    pub fn configure(folder: &Path, location: &str, address: &str, settings: &str) -> Result<()> {
+        let state = folder.join("server").display().to_string();
         let config = format!(
-            "listen = {address:?}\nstate = {:?}\n\n[[repository]]\nname = {NAME:?}\nlocation = {location:?}\n",
-            state.display().to_string()
+            "listen = {address:?}\nstate = {state:?}\n{settings}\n[[repository]]\nname = {NAME:?}\nlocation = {location:?}\n"
         );
-        std::fs::write(folder.join("server.toml"), config)?;
+        Ok(std::fs::write(folder.join("server.toml"), config)?)
+    }
+
+    /// Starts it as it is configured, with these variables in its environment.
+    pub fn serve(folder: &Path, variables: &[(&str, &str)]) -> Result<Self> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("server.log"))?;
         let mut command = Self::command_in(folder)?;
+        command.envs(variables.iter().copied());
         let mut child =
             command.arg("serve").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().ok_or_else(|| Error::new("no stdout"))?).lines();
@@ -198,6 +215,18 @@ impl ServerProgram {
     /// The URL of the repository.
     pub fn location(&self) -> String {
         format!("https://{}/{NAME}", self.address)
+    }
+
+    /// A client with this token, whose key file lies in `folder`.
+    pub fn client(&self, folder: &Path, token: &str) -> Result<Underlay> {
+        let client = Underlay::existing(&self.location(), folder)?;
+        let client = client.with_variable("UNDERLAY_TOKEN", token);
+        Ok(client.with_variable("UNDERLAY_SERVER_FINGERPRINT", &self.fingerprint))
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it at once, as a power cut would.

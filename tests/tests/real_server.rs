@@ -31,20 +31,6 @@ fn base(folder: &Path) -> PathBuf {
     base
 }
 
-/// A client with this token.
-fn client(server: &ServerProgram, folder: &Path, token: &str) -> Underlay {
-    Underlay::existing(&server.location(), folder)
-        .unwrap()
-        .with_variable("UNDERLAY_TOKEN", token)
-        .with_variable("UNDERLAY_SERVER_FINGERPRINT", &server.fingerprint)
-}
-
-fn succeeds(underlay: &Underlay, arguments: &[&str]) -> String {
-    let output = underlay.command([]).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// The layer after that of Monday.
 fn tuesday(monday: &Path) -> PathBuf {
     text(monday).replace("monday", "tuesday").into()
@@ -77,24 +63,22 @@ fn three_hosts_share_a_base_and_restore_each_others_machines() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let mut server = ServerProgram::start(folder, text(&folder.join("repository"))).unwrap();
-    let operator = client(
-        &server,
-        folder,
-        &server.token(&["--scope", "admin,maintain,restore", "--expires", "1h"]).unwrap(),
-    );
+    let operator = server
+        .client(folder, &server.token(&["--scope", "admin,maintain,restore", "--expires", "1h"]).unwrap())
+        .unwrap();
     let missing = operator.output(["list"]).unwrap();
     assert_eq!(missing.status.code(), Some(10), "{}", String::from_utf8_lossy(&missing.stderr));
-    succeeds(&operator, &["init"]);
+    operator.run(&["init"]).unwrap();
     assert!(!operator.output(["init"]).unwrap().status.success(), "its key file is there");
     let backup_key = folder.join("backup.key");
-    succeeds(&operator, &["key", "export", "--holds", "backup", text(&backup_key)]);
+    operator.run(&["key", "export", "--holds", "backup", text(&backup_key)]).unwrap();
     let base = base(folder);
     let hosts: Vec<(Underlay, PathBuf, String)> = (1..=3)
         .map(|number| {
             let home = folder.join(format!("host{number}"));
             std::fs::create_dir(&home).unwrap();
             let token = server.token(&["--scope", "backup", "--vm", &format!("h{number}-*")]).unwrap();
-            let mut host = client(&server, &home, &token);
+            let mut host = server.client(&home, &token).unwrap();
             host.key_file = backup_key.clone();
             let image = folder.join(format!("monday{number}.qcow2"));
             overlay(&base, &image, &format!("write -P {} {number}0M 3M", 16 + number));
@@ -127,13 +111,13 @@ fn three_hosts_share_a_base_and_restore_each_others_machines() {
     let foreign = hosts[0].0.command(["backup", "--vm", "h2-web"]).arg(&hosts[0].1).output().unwrap();
     assert!(String::from_utf8_lossy(&foreign.stderr).contains("not for the machine"), "{foreign:?}");
     assert_eq!(operator.json(["list"]).unwrap().as_array().unwrap().len(), 6);
-    succeeds(&operator, &["check", "--read-data", "--scrub"]);
-    succeeds(&operator, &["protect", "h1-web@latest"]);
-    succeeds(&operator, &["forget", "--keep-last", "1"]);
-    succeeds(&operator, &["gc", "--max-unused", "0%"]);
-    succeeds(&operator, &["repair"]);
-    succeeds(&operator, &["key", "list"]);
-    assert!(succeeds(&operator, &["show", "h3-web@latest"]).contains("h3-web"));
+    operator.run(&["check", "--read-data", "--scrub"]).unwrap();
+    operator.run(&["protect", "h1-web@latest"]).unwrap();
+    operator.run(&["forget", "--keep-last", "1"]).unwrap();
+    operator.run(&["gc", "--max-unused", "0%"]).unwrap();
+    operator.run(&["repair"]).unwrap();
+    operator.run(&["key", "list"]).unwrap();
+    assert!(operator.run(&["show", "h3-web@latest"]).unwrap().contains("h3-web"));
     let local = operator.output(["repair", "catalog"]).unwrap();
     assert_eq!(local.status.code(), Some(2), "{local:?}");
     for (_, image, vm) in &hosts {
@@ -154,8 +138,8 @@ fn a_backup_outlives_the_server() {
     let location = text(&folder.join("repository")).to_owned();
     let mut server = ServerProgram::start(folder, &location).unwrap();
     let token = server.token(&["--scope", "admin,backup,restore,maintain"]).unwrap();
-    let underlay = client(&server, folder, &token);
-    succeeds(&underlay, &["init"]);
+    let underlay = server.client(folder, &token).unwrap();
+    underlay.run(&["init"]).unwrap();
     let (mut done, mut failed) = (Vec::new(), 0);
     for number in 0..4 {
         let image = folder.join(format!("{number}.raw"));
@@ -186,7 +170,7 @@ fn a_backup_outlives_the_server() {
         run("cmp", [text(image), text(&to)]).unwrap();
         std::fs::remove_file(to).unwrap();
     }
-    succeeds(&underlay, &["check", "--read-data"]);
-    succeeds(&underlay, &["gc"]);
-    succeeds(&underlay, &["check"]);
+    underlay.run(&["check", "--read-data"]).unwrap();
+    underlay.run(&["gc"]).unwrap();
+    underlay.run(&["check"]).unwrap();
 }

@@ -28,7 +28,7 @@ pub(super) struct Call {
     pub(super) token: Arc<Token>,
     pub(super) share: Arc<Share>,
     /// `None` if the configuration names no such repository.
-    pub(super) hosted: Option<Arc<Hosted>>,
+    hosted: Option<Arc<Hosted>>,
     route: &'static Route,
     parameters: Vec<(String, String)>,
     query: String,
@@ -85,8 +85,13 @@ impl Call {
 
     /// The repository.
     pub(super) async fn repository(&self) -> Result<Arc<Repository>, Refusal> {
+        Ok(self.hosted()?.repository().await?)
+    }
+
+    /// The same with what is known of it besides.
+    pub(super) fn hosted(&self) -> Result<&Arc<Hosted>, Refusal> {
         let missing = || Problem::new(404, "no-repository", "there is no such repository");
-        Ok(self.hosted.as_ref().ok_or_else(missing)?.repository().await?)
+        Ok(self.hosted.as_ref().ok_or_else(missing)?)
     }
 
     /// A part of the path.
@@ -114,6 +119,13 @@ impl Call {
         let repository = self.repository().await?;
         let session = self.token.session(repository.id(), handle);
         Ok((repository, session))
+    }
+
+    /// The session has ended: nothing is kept for it any more.
+    pub(super) fn ends(&self, session: SessionId) -> Result<(), Refusal> {
+        self.share.ends(session);
+        self.hosted()?.coming.ends(session);
+        Ok(())
     }
 
     /// The body, all of it.

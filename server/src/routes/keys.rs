@@ -23,7 +23,7 @@ pub(super) async fn make_repository(mut call: Call) -> Result<Response, Refusal>
     let new: NewRepository = call.json().await?;
     let missing =
         || Problem::new(404, "no-repository", "the server's configuration names no such repository");
-    let hosted = call.hosted.clone().ok_or_else(missing)?;
+    let hosted = call.hosted().map_err(|_| missing())?.clone();
     let descriptor = Bytes::from(new.descriptor);
     let id = Descriptor::peek(&descriptor).map_err(|error| Refusal::from(error).of_sender())?.repository;
     if new.slots.len() > SLOTS {

@@ -89,7 +89,7 @@ async fn dispatch(
     let sources = token.has_any(&[Scope::Maintain, Scope::Admin]);
     let outcome = match Call::new(route, server, token, &parameters, request) {
         Ok(call) => {
-            let (share, hosted) = (Arc::clone(&call.share), call.hosted.clone());
+            let (share, hosted) = (Arc::clone(&call.share), call.hosted().ok().cloned());
             let done = AssertUnwindSafe((route.run)(call)).catch_unwind().await;
             done.unwrap_or_else(|_| Err(made_a_mistake().into()))
                 .map_err(|refusal| refusal.noted(&share, hosted.as_deref()).into_problem(sources))

@@ -36,7 +36,7 @@ pub(super) async fn open(mut call: Call) -> Result<Response, Refusal> {
 pub(super) async fn abandon(call: Call) -> Result<Response, Refusal> {
     let (repository, session) = call.session().await?;
     call.carry_through(async move { repository.abandon(session).await }).await?;
-    call.share.ends(session);
+    call.ends(session)?;
     Ok(done())
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn have_chunks(mut call: Call) -> Result<Response, Refusal> {
     let (repository, session) = call.session().await?;
     let body = call.body().await?;
     let ids: Vec<ChunkId> = decode_ids(&body.bytes).map_err(malformed)?;
-    let have = repository.have_chunks(session, &ids).await?;
+    let have = call.hosted()?.coming.have_chunks(&repository, session, &ids).await?;
     call.share.uses(session);
     Ok(binary(encode_bitmap(&have)))
 }
@@ -91,6 +91,7 @@ pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
     }
     let stored = async move { repository.put_pack(session, kind, body.bytes.clone()).await };
     call.carry_through(stored).await.map_err(Refusal::of_sender)?;
+    call.hosted()?.coming.has_arrived();
     Ok(done())
 }
 
@@ -103,7 +104,7 @@ pub(super) async fn commit(mut call: Call) -> Result<Response, Refusal> {
         true => refusal.of_sender(),
         false => refusal,
     })?;
-    call.share.ends(session);
+    call.ends(session)?;
     tracing::info!(token = %call.token.id, %session, "committed");
     Ok(done())
 }

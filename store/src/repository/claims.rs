@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Repository, catalog_path, deletions, owner, sync};
 use crate::backend::Backend;
-use crate::id::{OwnerId, RepositoryId};
+use crate::id::OwnerId;
 use crate::names::{self, CLAIMS};
 use crate::snapshot::{Claim, Descriptor, Timestamp};
 use crate::{Error, Result};
@@ -14,17 +14,6 @@ use crate::{Error, Result};
 /// Whether an error is about a claim that is not what was written.
 pub(super) fn is_damaged_claim(error: &Error) -> bool {
     matches!(error, Error::Damaged { object, .. } | Error::Missing { object } if object.starts_with(CLAIMS))
-}
-
-/// The claim of the highest generation; `None` before the first.
-pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Result<Option<Claim>> {
-    match owner::highest(backend).await? {
-        0 => Ok(None),
-        generation => {
-            let bytes = backend.get(&names::claim(generation)).await?;
-            Claim::open(generation, repository, &bytes).map(Some)
-        }
-    }
 }
 
 impl Repository {
@@ -37,7 +26,7 @@ impl Repository {
     pub async fn repair_claim(backend: &Backend, state: &Path, dry_run: bool) -> Result<Option<String>> {
         let id = Descriptor::peek(&backend.get(names::DESCRIPTOR).await?)?.repository;
         let highest = owner::highest(backend).await?;
-        let known = match current(backend, &id).await {
+        let known = match owner::current(backend, &id).await {
             Err(error) if is_damaged_claim(&error) => None,
             Err(error) => return Err(error),
             Ok(_) if deletions::honoured(backend, &id, highest).await?.unreadable.is_empty() => {

@@ -75,6 +75,11 @@ async fn read(backend: &Backend, repository: &RepositoryId, generation: u64) -> 
     Claim::open(generation, repository, &bytes).map(Some)
 }
 
+/// The claim of the highest generation; `None` before the first.
+pub(super) async fn current(backend: &Backend, repository: &RepositoryId) -> Result<Option<Claim>> {
+    read(backend, repository, highest(backend).await?).await
+}
+
 /// The claim of the highest generation, from `known` on.
 async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Result<Option<Claim>> {
     let generation = highest_from(backend, known).await?;

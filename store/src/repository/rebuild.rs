@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{NodeReader, Repository, catalog_path, claims, owner, sync};
+use super::{NodeReader, Repository, catalog_path, owner, sync};
 use crate::authority::StoredDocument;
 use crate::backend::Backend;
 use crate::catalog::Catalog;
@@ -64,7 +64,7 @@ impl Repository {
             Some(owner) => Some(owner),
             None => old.as_ref().map(Catalog::owner),
         };
-        let claim = claims::current(backend, &id).await?;
+        let claim = owner::current(backend, &id).await?;
         if let Some(claim) = claim.as_ref().filter(|claim| remembered != Some(claim.owner)) {
             return Err(owner::elsewhere(claim));
         }

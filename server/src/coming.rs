@@ -1,0 +1,200 @@
+//! Chunks that are on their way. Several hosts that back up the same base at once should not all send it.
+//!
+//! Whoever is told that a chunk is missing is expected to send it. A session that asks for the same chunk a little later waits for it
+//! to come, but only for sessions that asked for something before it did: so no two ever wait for each other. Nothing is promised: what
+//! does not come in time is sent twice, and a collection removes one copy.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use underlay_store::Error;
+use underlay_store::authority::Authority;
+use underlay_store::id::{ChunkId, SessionId};
+use underlay_store::repository::Repository;
+
+/// A chunk is expected for so long. A session is held up no longer than this by each that is before it, in all: then it is so far
+/// behind that nothing of theirs is expected any more.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Fewer chunks than this are not worth waiting for.
+const WORTH_IT: usize = 32;
+/// Chunks expected at once, of all sessions: some 64 bytes each.
+const MOST: usize = 1 << 20;
+
+/// What is expected for one repository.
+#[derive(Debug, Default)]
+pub(crate) struct Coming {
+    expected: Mutex<Expected>,
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Expected {
+    /// Which session was the how manieth to ask.
+    order: HashMap<SessionId, u64>,
+    sessions: u64,
+    chunks: HashMap<ChunkId, Sender>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sender {
+    order: u64,
+    until: Instant,
+}
+
+impl Expected {
+    fn order_of(&mut self, session: SessionId) -> u64 {
+        let next = self.sessions;
+        let order = *self.order.entry(session).or_insert(next);
+        self.sessions += u64::from(order == next);
+        order
+    }
+
+    /// Those of `missing` that an earlier session is about to send, and until when the last of them is expected.
+    fn of_earlier(&mut self, session: SessionId, missing: &[ChunkId]) -> Option<(Vec<ChunkId>, Instant)> {
+        let (own, now) = (self.order_of(session), Instant::now());
+        let sender = |id: &ChunkId| self.chunks.get(id).filter(|by| by.order < own && by.until > now);
+        let until = missing.iter().filter_map(sender).map(|by| by.until).max()?;
+        let ids: Vec<ChunkId> = missing.iter().filter(|id| sender(id).is_some()).copied().collect();
+        (ids.len() >= WORTH_IT).then_some((ids, until))
+    }
+
+    fn expect(&mut self, session: SessionId, missing: &[ChunkId]) {
+        let (order, now) = (self.order_of(session), Instant::now());
+        if self.chunks.len() + missing.len() > MOST {
+            self.chunks.retain(|_, by| by.until > now);
+        }
+        let room = MOST.saturating_sub(self.chunks.len());
+        for id in missing.iter().take(room) {
+            let sender = Sender { order, until: now + PATIENCE };
+            let known = self.chunks.entry(*id).or_insert(sender);
+            if known.until <= now {
+                *known = sender;
+            }
+        }
+    }
+
+    fn ends(&mut self, session: SessionId) {
+        let Some(order) = self.order.remove(&session) else { return };
+        self.chunks.retain(|_, by| by.order != order);
+        if self.order.is_empty() {
+            self.chunks = HashMap::new();
+        }
+    }
+}
+
+impl Coming {
+    fn expected(&self) -> MutexGuard<'_, Expected> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What [`Authority::have_chunks`] says once others have sent what they are about to send. `ids` are in ascending order.
+    ///
+    /// # Errors
+    /// Those of the repository.
+    pub(crate) async fn have_chunks(
+        &self,
+        repository: &Repository,
+        session: SessionId,
+        ids: &[ChunkId],
+    ) -> Result<Vec<bool>, Error> {
+        let mut have = repository.have_chunks(session, ids).await?;
+        loop {
+            let mut arrived = std::pin::pin!(self.arrived.notified());
+            // From here on no arrival is missed.
+            arrived.as_mut().enable();
+            let missing = || ids.iter().zip(&have).filter(|(_, have)| !**have).map(|(id, _)| *id);
+            let missing: Vec<ChunkId> = missing().collect();
+            let Some((awaited, until)) = self.expected().of_earlier(session, &missing) else {
+                self.expected().expect(session, &missing);
+                return Ok(have);
+            };
+            let late = timeout_at(until, arrived).await.is_err();
+            let found = repository.have_chunks(session, &awaited).await?;
+            for (id, _) in awaited.iter().zip(found).filter(|(_, found)| *found) {
+                if let Ok(at) = ids.binary_search(id) {
+                    have[at] = true;
+                }
+            }
+            if late {
+                tracing::debug!(%session, chunks = awaited.len(), "not waited for any longer");
+            }
+        }
+    }
+
+    /// A pack has been stored.
+    pub(crate) fn has_arrived(&self) {
+        self.arrived.notify_waiters();
+    }
+
+    /// A session has ended: it sends nothing more.
+    pub(crate) fn ends(&self, session: SessionId) {
+        self.expected().ends(session);
+        self.arrived.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunks(numbers: std::ops::Range<u8>) -> Vec<ChunkId> {
+        numbers.map(|number| ChunkId::new([number; 32])).collect()
+    }
+
+    fn session(number: u8) -> SessionId {
+        SessionId::new([number; 16])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn later_sessions_wait_for_earlier_ones_and_never_the_other_way_round() {
+        let mut expected = Expected::default();
+        expected.expect(session(1), &chunks(0..100));
+        expected.expect(session(2), &chunks(50..200));
+        let (awaited, _) = expected.of_earlier(session(2), &chunks(40..140)).unwrap();
+        assert_eq!(awaited, chunks(40..100));
+        assert!(expected.of_earlier(session(1), &chunks(0..200)).is_none());
+        let (awaited, _) = expected.of_earlier(session(3), &chunks(0..250)).unwrap();
+        assert_eq!(awaited, chunks(0..200));
+        assert!(expected.of_earlier(session(3), &chunks(0..20)).is_none(), "too few to wait for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_come_is_not_waited_for_any_longer() {
+        let mut expected = Expected::default();
+        expected.expect(session(1), &chunks(0..100));
+        tokio::time::advance(PATIENCE / 2).await;
+        assert!(expected.of_earlier(session(2), &chunks(0..100)).is_some());
+        // Asking again does not prolong it.
+        expected.expect(session(1), &chunks(0..100));
+        tokio::time::advance(PATIENCE / 2).await;
+        assert!(expected.of_earlier(session(2), &chunks(0..100)).is_none());
+        // Then it is up to who asked last.
+        expected.expect(session(2), &chunks(0..100));
+        assert!(expected.of_earlier(session(3), &chunks(0..100)).is_some());
+        expected.ends(session(2));
+        assert!(expected.of_earlier(session(3), &chunks(0..100)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_much_is_expected() {
+        let mut expected = Expected::default();
+        let many: Vec<ChunkId> = (0..MOST as u64 + 10)
+            .map(|number| {
+                let mut id = [0; 32];
+                id[..8].copy_from_slice(&number.to_le_bytes());
+                ChunkId::new(id)
+            })
+            .collect();
+        expected.expect(session(1), &many);
+        assert_eq!(expected.chunks.len(), MOST);
+        tokio::time::advance(PATIENCE).await;
+        expected.expect(session(2), &many[..100]);
+        assert_eq!(expected.chunks.len(), 100);
+        expected.ends(session(1));
+        expected.ends(session(2));
+        assert!(expected.chunks.is_empty() && expected.order.is_empty());
+    }
+}
