@@ -39,6 +39,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "syslinux", proof: Proof::Program("syslinux"), backport: false },
     Package { name: "syslinux-common", proof: Proof::File(crate::guest::BOOT_RECORD), backport: false },
     Package { name: "syslinux-efi", proof: Proof::File(crate::guest::UEFI_LOADER), backport: false },
+    Package { name: "iproute2", proof: Proof::Program("ip"), backport: false },
+    Package { name: "openssl", proof: Proof::Program("openssl"), backport: false },
     Package { name: "strace", proof: Proof::Program("strace"), backport: false },
     Package { name: "python3", proof: Proof::Program("python3"), backport: false },
     Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },

@@ -129,7 +129,7 @@ impl Underlay {
 }
 
 /// A program of this workspace, built beside the test that asks.
-pub(crate) fn program(name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe().map_err(|error| Error::new(error.to_string()))?;
     let program = test.ancestors().skip(2).map(|folder| folder.join(name)).find(|program| program.is_file());
     program.ok_or_else(|| {
