@@ -115,14 +115,18 @@ id!(
     DataKeyId, 16
 );
 id!(
-    /// Names the process group that owns a repository: the catalog it works with. 16 random bytes.
+    /// Names the host that owns a repository: all processes that share its state folder. 16 random bytes.
     OwnerId, 16
+);
+id!(
+    /// Tells one catalog from all others, also from those that stood in its place before. 16 random bytes.
+    CatalogId, 16
 );
 id!(
     /// Names a passphrase slot. 8 random bytes.
     SlotId, 8
 );
-random_id!(RepositoryId, SnapshotId, SessionId, SessionHandle, JobId, DataKeyId, OwnerId, SlotId);
+random_id!(RepositoryId, SnapshotId, SessionId, SessionHandle, JobId, DataKeyId, OwnerId, CatalogId, SlotId);
 
 /// What a disk holds: its size in bytes and the node that maps it to chunks. Equal roots, equal content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

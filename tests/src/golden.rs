@@ -67,6 +67,7 @@ fn made(folder: &Path) -> std::result::Result<(), Box<dyn std::error::Error>> {
         repository: lab.descriptor.repository,
         generation: 1,
         owner: OwnerId::random(),
+        catalog: None,
         host: "a golden host".into(),
         created: lab.descriptor.created,
     };

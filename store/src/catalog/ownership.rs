@@ -2,9 +2,9 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Catalog, from_sql, sessions, to_sql};
+use super::{Catalog, expect, from_sql, sessions, to_sql};
 use crate::error::Result;
-use crate::id::OwnerId;
+use crate::id::{CatalogId, OwnerId};
 
 impl Catalog {
     /// Makes this catalog act for an owner that the host remembers: its file was lost, the host was not.
@@ -55,23 +55,16 @@ impl Catalog {
         })
     }
 
-    /// The highest generation that was claimed when this catalog was first used; `highest`, if that is now. A claim up to that one
-    /// was made with another catalog, which somebody may still be using.
+    /// Which catalog this is. Another one, which stood in its place before, may still be in use by somebody: a claim that was made with
+    /// that one is not this one's.
     ///
     /// # Errors
     /// [`Error::Catalog`](crate::Error::Catalog).
-    pub fn born(&self, highest: u64) -> Result<u64> {
-        let known = self.read("look up when the catalog was made", |transaction| {
-            Ok(transaction.query_row("SELECT born FROM meta", (), |row| row.get::<_, Option<i64>>(0))?)
-        })?;
-        match known {
-            Some(born) => Ok(from_sql(born)),
-            None => self.write("note when the catalog was made", |transaction| {
-                let caught_up = "CASE WHEN caught_up > 0 THEN 0 ELSE ?1 END";
-                let note = format!("UPDATE meta SET born = coalesce(born, {caught_up}) RETURNING born");
-                Ok(from_sql(transaction.query_row(&note, [to_sql(highest)], |row| row.get(0))?))
-            }),
-        }
+    pub fn instance(&self) -> Result<CatalogId> {
+        self.read("look up which catalog it is", |transaction| {
+            let id: Vec<u8> = transaction.query_row("SELECT instance FROM meta", (), |row| row.get(0))?;
+            expect(CatalogId::from_slice(&id), "catalog id")
+        })
     }
 
     /// The claim this catalog has caught up with, and how many deletions it has recorded in the bucket under that, or was about to.
@@ -85,14 +78,14 @@ impl Catalog {
         })
     }
 
-    /// Notes that this is an old copy of a catalog, if [`Catalog::records`] still says so: what was done under that claim is not known.
+    /// Makes another catalog of an old copy, if [`Catalog::records`] still says that it is one: what was done under that claim is not known.
     ///
     /// # Errors
     /// [`Error::Catalog`](crate::Error::Catalog).
     pub fn set_outdated(&self, (generation, records): (u64, u32)) -> Result<()> {
         self.write("note that the catalog is old", |transaction| {
             transaction.execute(
-                "UPDATE meta SET born = ?1, caught_up = 0 WHERE caught_up = ?1 AND records = ?2 AND caught_up > 0",
+                "UPDATE meta SET instance = randomblob(16), caught_up = 0 WHERE caught_up = ?1 AND records = ?2 AND caught_up > 0",
                 params![to_sql(generation), records],
             )?;
             Ok(())

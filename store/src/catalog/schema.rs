@@ -11,7 +11,7 @@ use super::{Failure, Outcome, expect};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// From version 1: nothing but a new table.
 const FROM_VERSION_1: &str =
     "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
@@ -33,6 +33,10 @@ const FROM_VERSION_3: &str = "ALTER TABLE meta ADD COLUMN born INTEGER;
     ALTER TABLE meta ADD COLUMN records INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN closing BLOB";
+/// From version 4: what tells this catalog from all others replaces the generation that it was made in.
+const FROM_VERSION_4: &str = "ALTER TABLE meta DROP COLUMN born;
+    ALTER TABLE meta ADD COLUMN instance BLOB;
+    UPDATE meta SET instance = randomblob(16)";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
 /// How long a transaction waits for those of other processes.
@@ -68,7 +72,8 @@ pub(super) fn prepare(
 
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = version(&transaction)?;
-    for (version, change) in [(1, FROM_VERSION_1), (2, FROM_VERSION_2), (3, FROM_VERSION_3)] {
+    let changes = [(1, FROM_VERSION_1), (2, FROM_VERSION_2), (3, FROM_VERSION_3), (4, FROM_VERSION_4)];
+    for (version, change) in changes {
         if (1..=version).contains(&found) {
             transaction.execute_batch(change)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
@@ -77,7 +82,7 @@ pub(super) fn prepare(
     if found == 0 {
         transaction.execute_batch(include_str!("schema.sql"))?;
         transaction.execute(
-            "INSERT INTO meta (one, repository, owner, epoch, clock) VALUES (1, ?1, ?2, 0, 0)",
+            "INSERT INTO meta (one, repository, owner, epoch, clock, instance) VALUES (1, ?1, ?2, 0, 0, randomblob(16))",
             params![repository.as_bytes(), OwnerId::random().as_bytes()],
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
@@ -147,7 +152,7 @@ mod tests {
         assert_eq!(number("page_size"), 8192);
         assert_eq!(number("synchronous"), 2);
         assert_eq!(number("busy_timeout"), 60_000);
-        assert_eq!(number("user_version"), 4);
+        assert_eq!(number("user_version"), 5);
     }
 
     #[test]
@@ -164,15 +169,17 @@ mod tests {
     fn a_newer_version_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 5).unwrap();
+        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 6).unwrap();
         let error = Catalog::open(&path, repository()).unwrap_err();
-        assert!(matches!(error, Error::Version { found: 5, known: 4, .. }), "{error:?}");
+        assert!(matches!(error, Error::Version { found: 6, known: 5, .. }), "{error:?}");
     }
 
     #[test]
     fn an_older_catalog_is_brought_up_to_date() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
+        let fourth = "ALTER TABLE meta DROP COLUMN instance; ALTER TABLE meta ADD COLUMN born INTEGER;
+            PRAGMA user_version = 4";
         let third = "ALTER TABLE meta DROP COLUMN born; ALTER TABLE meta DROP COLUMN records;
             ALTER TABLE meta DROP COLUMN closed; ALTER TABLE meta DROP COLUMN closing; PRAGMA user_version = 3";
         let second =
@@ -180,7 +187,8 @@ mod tests {
             ALTER TABLE packs DROP COLUMN checked; ALTER TABLE expected_packs DROP COLUMN session;
             ALTER TABLE meta DROP COLUMN caught_up; DROP TABLE tombstones; PRAGMA user_version = 2";
         let first = "DROP TABLE forgotten; PRAGMA user_version = 1";
-        for changes in [&[third][..], &[third, second], &[third, second, first]] {
+        let all = [fourth, third, second, first];
+        for changes in (1..=all.len()).map(|count| &all[..count]) {
             let catalog = Catalog::open(&path, repository()).unwrap();
             changes.iter().for_each(|change| catalog.lock().execute_batch(change).unwrap());
             drop(catalog);
@@ -188,6 +196,7 @@ mod tests {
             assert_eq!(catalog.forgotten_objects().unwrap(), []);
             assert_eq!(catalog.packs(crate::pack::PackKind::Data).unwrap(), []);
             assert_eq!(version(&catalog.lock()).unwrap(), VERSION);
+            assert_eq!(catalog.instance().unwrap(), catalog.instance().unwrap());
         }
     }
 

@@ -1,4 +1,4 @@
--- The catalog, version 4. Derived from the bucket, except for sessions and what they hold.
+-- The catalog, version 5. Derived from the bucket, except for sessions and what they hold.
 -- Ids are blobs. Rows name packs, sessions and snapshots by small integers.
 
 CREATE TABLE meta (
@@ -8,7 +8,7 @@ CREATE TABLE meta (
     epoch       INTEGER NOT NULL,   -- advanced by gc
     clock       INTEGER NOT NULL,   -- last time assigned, milliseconds since 1970
     caught_up   INTEGER NOT NULL DEFAULT 0, -- generation of our claim after which all was read that others had stored
-    born        INTEGER,            -- highest generation claimed when this catalog was first used; null: not used yet
+    instance    BLOB,               -- tells this catalog from all others, those that stood in its place before it too
     records     INTEGER NOT NULL DEFAULT 0, -- deletions recorded under caught_up, or about to be
     closed      INTEGER NOT NULL DEFAULT 0, -- generation of our claim that the closing is for
     closing     BLOB                -- that closing, as every process of this host writes it

@@ -46,7 +46,8 @@ impl Repository {
         let name = names::claim(generation);
         if !dry_run {
             let created = Timestamp::now();
-            let claim = Claim { repository: id, generation, owner, host: owner::host_name(), created };
+            let claim =
+                Claim { repository: id, generation, owner, catalog: None, host: owner::host_name(), created };
             backend.put(&name, Bytes::from(claim.seal())).await?;
             let found = deletions::honoured(backend, &id, generation).await?;
             if !found.unreadable.is_empty() {

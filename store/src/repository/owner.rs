@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::backend::Backend;
 use crate::catalog::Catalog;
-use crate::id::{OwnerId, RepositoryId};
+use crate::id::{CatalogId, OwnerId, RepositoryId};
 use crate::names::{self, ObjectName};
 use crate::sabotage::{Rule, broken};
 use crate::snapshot::{Claim, Timestamp};
@@ -26,11 +26,28 @@ pub enum Access {
     TakeOver,
 }
 
+/// Who claims: a host, with the catalog that it has.
+#[derive(Clone, Copy, Debug)]
+struct Claimant {
+    owner: OwnerId,
+    catalog: CatalogId,
+}
+
+impl Claimant {
+    fn of(catalog: &Catalog) -> Result<Self> {
+        Ok(Self { owner: catalog.owner(), catalog: catalog.instance()? })
+    }
+
+    fn made(&self, claim: &Claim) -> bool {
+        claim.owner == self.owner && (claim.catalog == Some(self.catalog) || broken(Rule::ClaimAnew))
+    }
+}
+
 /// Who this process acts for, and the claim it relies on.
 #[derive(Debug)]
 pub(super) struct Ownership {
     repository: RepositoryId,
-    owner: OwnerId,
+    claimant: Claimant,
     /// Of the claim that made the repository ours; 0 if it is not.
     generation: u64,
     /// The newest claim cannot be read.
@@ -89,17 +106,16 @@ async fn newest(backend: &Backend, repository: &RepositoryId, known: u64) -> Res
 impl Ownership {
     /// Finds out whose the repository is and makes it the catalog's owner's where `access` asks for that.
     ///
-    /// A claim of that owner which is older than its catalog is not relied on: somebody may still be using the catalog that it was
-    /// made with, and what that does would not be known here.
+    /// A claim that this owner made with another catalog is not relied on: somebody may still be using that one, and what is done with it
+    /// would not be known here.
     pub(super) async fn settle(
         backend: &Backend,
         repository: RepositoryId,
         catalog: &Catalog,
         access: Access,
     ) -> Result<Self> {
-        let owner = catalog.owner();
+        let claimant = Claimant::of(catalog)?;
         let highest = highest(backend).await?;
-        let born = if broken(Rule::ClaimAnew) { 0 } else { catalog.born(highest)? };
         let mut unknown = false;
         let claim = match read(backend, &repository, highest).await {
             // Whoever reads works beside any owner, and whoever takes over asks none.
@@ -112,27 +128,27 @@ impl Ownership {
         };
         let of = |generation| Self {
             repository,
-            owner,
+            claimant,
             generation,
             unknown: unknown && generation == 0,
             lost: OnceLock::new(),
         };
         match (&claim, access) {
-            (Some(claim), _) if claim.owner == owner && claim.generation > born => {
-                return Ok(of(claim.generation));
-            }
+            (Some(claim), _) if claimant.made(claim) => return Ok(of(claim.generation)),
             (_, Access::Read) => return Ok(of(0)),
-            (Some(claim), Access::Write) if claim.owner != owner => return Err(elsewhere(claim)),
+            (Some(claim), Access::Write) if claim.owner != claimant.owner => return Err(elsewhere(claim)),
             (_, Access::Write | Access::TakeOver) => {}
         }
         let generation = highest + 1;
-        let next = Claim { repository, generation, owner, host: host_name(), created: Timestamp::now() };
+        let Claimant { owner, catalog } = claimant;
+        let (catalog, host, created) = (Some(catalog), host_name(), Timestamp::now());
+        let next = Claim { repository, generation, owner, catalog, host, created };
         let put = backend.put(&names::claim(generation), Bytes::from(next.seal())).await;
         let lost = Error::Missing { object: names::claim(generation) };
         // Another process may have been a moment faster, on a store that does not tell.
         match newest(backend, &repository, generation - 1).await? {
             Some(now) if now.generation < generation => Err(put.err().unwrap_or(lost)),
-            Some(now) if now.owner == owner => Ok(of(now.generation)),
+            Some(now) if claimant.made(&now) => Ok(of(now.generation)),
             Some(now) => Err(elsewhere(&now)),
             None => Err(put.err().unwrap_or(lost)),
         }
@@ -143,7 +159,7 @@ impl Ownership {
     pub(super) async fn still_ours(&self, backend: &Backend) -> Result<()> {
         self.not_lost()?;
         match newest(backend, &self.repository, self.generation).await? {
-            Some(claim) if (claim.owner, claim.generation) == (self.owner, self.generation) => Ok(()),
+            Some(claim) if claim.generation == self.generation && self.claimant.made(&claim) => Ok(()),
             Some(claim) => {
                 let _ = self.lost.set((claim.host.clone(), claim.generation));
                 Err(elsewhere(&claim))
@@ -206,6 +222,21 @@ mod tests {
         assert_eq!(settle(&second, Access::Write).await.unwrap().generation(), 2);
         assert_eq!(settle(&second, Access::Write).await.unwrap().generation(), 2);
         assert!(matches!(held.still_ours(&backend).await, Err(Error::OwnedElsewhere { generation: 2, .. })));
+    }
+
+    /// Whoever still uses the catalog that was there before may claim once more, after the new one was made.
+    #[tokio::test]
+    async fn a_claim_that_another_catalog_of_this_host_made_is_not_relied_on() {
+        let backend = Backend::memory();
+        let repository = RepositoryId::random();
+        let settle = |catalog, access| Ownership::settle(&backend, repository, catalog, access);
+        let (lost, mut new) = (catalog(repository), catalog(repository));
+        new.set_owner(lost.owner()).unwrap();
+        assert_eq!(settle(&new, Access::Read).await.unwrap().generation(), 0);
+        let held = settle(&lost, Access::Write).await.unwrap();
+        assert_eq!(held.generation(), 1);
+        assert_eq!(settle(&new, Access::Write).await.unwrap().generation(), 2);
+        assert!(held.still_ours(&backend).await.is_err());
     }
 
     #[tokio::test]

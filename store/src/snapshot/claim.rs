@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use crate::id::{OwnerId, RepositoryId};
+use crate::id::{CatalogId, OwnerId, RepositoryId};
 use crate::{Error, Result, document, names};
 
 const KIND: &str = "claim";
@@ -18,6 +18,9 @@ pub struct Claim {
     pub generation: u64,
     /// Who claims.
     pub owner: OwnerId,
+    /// With which catalog. Another one of the same owner, which replaced it, claims anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<CatalogId>,
     /// Host name, for people.
     pub host: String,
     /// When it was made.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cut::parameters::CutParameters;
-use crate::id::{NodeId, OwnerId};
+use crate::id::{CatalogId, NodeId, OwnerId};
 use crate::key::RestoreKey;
 
 const REPOSITORY: RepositoryId = RepositoryId::new([3; 16]);
@@ -142,11 +142,15 @@ fn claims() {
         repository: REPOSITORY,
         generation: 2,
         owner: OwnerId::new([6; 16]),
+        catalog: None,
         host: "hv1".into(),
         created: at("2026-11-23T17:05:09.120Z"),
     };
     let bytes = claim.seal();
     assert_eq!(Claim::open(2, &REPOSITORY, &bytes).unwrap(), claim);
+    assert!(!String::from_utf8_lossy(&bytes).contains("catalog"));
+    let with = Claim { catalog: Some(CatalogId::new([9; 16])), ..claim.clone() };
+    assert_eq!(Claim::open(2, &REPOSITORY, &with.seal()).unwrap(), with);
     is_damaged(Claim::open(3, &REPOSITORY, &bytes), "it holds generation 2");
     is_damaged(Claim::open(2, &RepositoryId::new([0; 16]), &bytes), "it is of repository");
 }

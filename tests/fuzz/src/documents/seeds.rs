@@ -107,6 +107,7 @@ pub fn claims() -> Vec<Seed> {
         repository: REPOSITORY,
         generation: GENERATION,
         owner: OwnerId::new([9; 16]),
+        catalog: None,
         host: "a host".into(),
         created: time(),
     };
