@@ -15,9 +15,11 @@ use underlay_store::authority::Authority;
 use underlay_store::id::{ChunkId, SessionId};
 use underlay_store::repository::Repository;
 
-/// A chunk is expected for so long. A session is held up no longer than this by each that is before it, in all: then it is so far
-/// behind that nothing of theirs is expected any more.
+/// A chunk is expected for so long. An honest session is held up no longer than this by each that is before it, in all: then it is so
+/// far behind that nothing of theirs is expected any more.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// No session waits longer than this in all, whatever others ask for.
+const LONGEST: Duration = Duration::from_secs(60);
 /// Fewer chunks than this are not worth waiting for.
 const WORTH_IT: usize = 32;
 /// Chunks expected at once, of all sessions: some 64 bytes each.
@@ -32,10 +34,19 @@ pub(crate) struct Coming {
 
 #[derive(Debug, Default)]
 struct Expected {
-    /// Which session was the how manieth to ask.
-    order: HashMap<SessionId, u64>,
-    sessions: u64,
+    sessions: HashMap<SessionId, Asker>,
+    /// How many sessions there were.
+    asked: u64,
     chunks: HashMap<ChunkId, Sender>,
+}
+
+/// A session that asked for chunks.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    /// The how manieth it was to ask.
+    order: u64,
+    /// How long it has waited for others.
+    waited: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,24 +56,25 @@ struct Sender {
 }
 
 impl Expected {
-    fn order_of(&mut self, session: SessionId) -> u64 {
-        let next = self.sessions;
-        let order = *self.order.entry(session).or_insert(next);
-        self.sessions += u64::from(order == next);
-        order
+    fn asker(&mut self, session: SessionId) -> &mut Asker {
+        let (order, waited) = (self.asked, Duration::ZERO);
+        let asker = self.sessions.entry(session).or_insert(Asker { order, waited });
+        self.asked += u64::from(asker.order == order);
+        asker
     }
 
     /// Those of `missing` that an earlier session is about to send, and until when the last of them is expected.
     fn of_earlier(&mut self, session: SessionId, missing: &[ChunkId]) -> Option<(Vec<ChunkId>, Instant)> {
-        let (own, now) = (self.order_of(session), Instant::now());
+        let (Asker { order: own, waited }, now) = (*self.asker(session), Instant::now());
+        let patience = LONGEST.checked_sub(waited).filter(|left| !left.is_zero())?;
         let sender = |id: &ChunkId| self.chunks.get(id).filter(|by| by.order < own && by.until > now);
         let until = missing.iter().filter_map(sender).map(|by| by.until).max()?;
         let ids: Vec<ChunkId> = missing.iter().filter(|id| sender(id).is_some()).copied().collect();
-        (ids.len() >= WORTH_IT).then_some((ids, until))
+        (ids.len() >= WORTH_IT).then_some((ids, until.min(now + patience)))
     }
 
     fn expect(&mut self, session: SessionId, missing: &[ChunkId]) {
-        let (order, now) = (self.order_of(session), Instant::now());
+        let (order, now) = (self.asker(session).order, Instant::now());
         if self.chunks.len() + missing.len() > MOST {
             self.chunks.retain(|_, by| by.until > now);
         }
@@ -77,9 +89,9 @@ impl Expected {
     }
 
     fn ends(&mut self, session: SessionId) {
-        let Some(order) = self.order.remove(&session) else { return };
+        let Some(Asker { order, .. }) = self.sessions.remove(&session) else { return };
         self.chunks.retain(|_, by| by.order != order);
-        if self.order.is_empty() {
+        if self.sessions.is_empty() {
             self.chunks = HashMap::new();
         }
     }
@@ -111,7 +123,9 @@ impl Coming {
                 self.expected().expect(session, &missing);
                 return Ok(have);
             };
+            let started = Instant::now();
             let late = timeout_at(until, arrived).await.is_err();
+            self.expected().asker(session).waited += started.elapsed();
             let found = repository.have_chunks(session, &awaited).await?;
             for (id, _) in awaited.iter().zip(found).filter(|(_, found)| *found) {
                 if let Ok(at) = ids.binary_search(id) {
@@ -195,6 +209,23 @@ mod tests {
         assert_eq!(expected.chunks.len(), 100);
         expected.ends(session(1));
         expected.ends(session(2));
-        assert!(expected.chunks.is_empty() && expected.order.is_empty());
+        assert!(expected.chunks.is_empty() && expected.sessions.is_empty());
+    }
+
+    /// Whoever asks for the same again and again holds others up, but not for ever.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_held_up_for_ever() {
+        let mut expected = Expected::default();
+        let mut rounds = 0;
+        loop {
+            expected.expect(session(1), &chunks(0..100));
+            let Some((_, until)) = expected.of_earlier(session(2), &chunks(0..100)) else { break };
+            let wait = until - Instant::now();
+            assert!(!wait.is_zero());
+            tokio::time::advance(wait).await;
+            expected.asker(session(2)).waited += wait;
+            rounds += 1;
+        }
+        assert_eq!(rounds, LONGEST.as_secs() / PATIENCE.as_secs());
     }
 }
