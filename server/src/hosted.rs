@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Hosted {
     name: String,
     location: String,
+    strict: bool,
     state: PathBuf,
     opened: RwLock<Option<Arc<Repository>>>,
     /// Held while it is opened or made; when that failed last, and why.
@@ -30,8 +31,8 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn new(config: &RepositoryConfig, state: PathBuf) -> Self {
-        let RepositoryConfig { name, location } = config.clone();
-        Self { name, location, state, opened: RwLock::default(), opening: Mutex::default() }
+        let RepositoryConfig { name, location, strict } = config.clone();
+        Self { name, location, strict, state, opened: RwLock::default(), opening: Mutex::default() }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -114,11 +115,13 @@ impl Hosted {
     }
 
     async fn open(&self, access: Access) -> Result<Repository, Error> {
-        let (location, state) = (self.location.clone(), self.state.clone());
+        let (location, state, strict) = (self.location.clone(), self.state.clone(), self.strict);
         // Its catalog may have to be built: that blocks, and goes on if whoever asked goes away.
         let opened = tokio::spawn(async move {
             let backend = Backend::open(&location, Options::default())?;
-            Repository::open(backend, &state, access).await
+            let repository = Repository::open(backend, &state, access).await?;
+            repository.set_strict(strict).await?;
+            Ok(repository)
         });
         match opened.await {
             Ok(opened) => opened,

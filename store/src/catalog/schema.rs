@@ -11,7 +11,7 @@ use super::{Failure, Outcome, expect};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
 
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// From version 1: nothing but a new table.
 const FROM_VERSION_1: &str =
     "CREATE TABLE forgotten (id BLOB PRIMARY KEY, gone INTEGER NOT NULL) WITHOUT ROWID";
@@ -33,6 +33,13 @@ const FROM_VERSION_3: &str = "ALTER TABLE meta ADD COLUMN born INTEGER;
     ALTER TABLE meta ADD COLUMN records INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN closing BLOB";
+/// From version 4: who stored what, and what holders of keys have verified.
+const FROM_VERSION_4: &str = "ALTER TABLE meta ADD COLUMN strict INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE packs ADD COLUMN writer BLOB;
+    ALTER TABLE packs ADD COLUMN verified INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN writer BLOB;
+    ALTER TABLE sessions ADD COLUMN strict INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE snapshots ADD COLUMN writer BLOB";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
 /// How long a transaction waits for those of other processes.
@@ -47,12 +54,12 @@ pub(super) fn create_directory(path: &Path) -> Result<()> {
     })
 }
 
-/// Settings, then the tables if the file is new. Returns the owner.
+/// Settings, then the tables if the file is new. Returns the owner, and whether the repository is strict.
 pub(super) fn prepare(
     path: &Path,
     connection: &mut Connection,
     repository: RepositoryId,
-) -> Outcome<OwnerId> {
+) -> Outcome<(OwnerId, bool)> {
     connection.busy_timeout(PATIENCE)?;
     connection.set_prepared_statement_cache_capacity(64);
     // Before the first page is written; no effect on an existing file.
@@ -68,7 +75,8 @@ pub(super) fn prepare(
 
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = version(&transaction)?;
-    for (version, change) in [(1, FROM_VERSION_1), (2, FROM_VERSION_2), (3, FROM_VERSION_3)] {
+    let changes = [(1, FROM_VERSION_1), (2, FROM_VERSION_2), (3, FROM_VERSION_3), (4, FROM_VERSION_4)];
+    for (version, change) in changes {
         if (1..=version).contains(&found) {
             transaction.execute_batch(change)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
@@ -83,15 +91,16 @@ pub(super) fn prepare(
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
-    let (found, owner): (Vec<u8>, Vec<u8>) =
-        transaction
-            .query_row("SELECT repository, owner FROM meta", (), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (found, owner, strict): (Vec<u8>, Vec<u8>, bool) =
+        transaction.query_row("SELECT repository, owner, strict FROM meta", (), |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
     transaction.commit()?;
     let found = expect(RepositoryId::from_slice(&found), "repository id")?;
     if found != repository {
         return Err(Failure::Content(format!("it belongs to repository {found}, not {repository}")));
     }
-    expect(OwnerId::from_slice(&owner), "owner id")
+    Ok((expect(OwnerId::from_slice(&owner), "owner id")?, strict))
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<u32> {
@@ -147,7 +156,7 @@ mod tests {
         assert_eq!(number("page_size"), 8192);
         assert_eq!(number("synchronous"), 2);
         assert_eq!(number("busy_timeout"), 60_000);
-        assert_eq!(number("user_version"), 4);
+        assert_eq!(number("user_version"), 5);
     }
 
     #[test]
@@ -164,15 +173,19 @@ mod tests {
     fn a_newer_version_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 5).unwrap();
+        Catalog::open(&path, repository()).unwrap().lock().pragma_update(None, "user_version", 6).unwrap();
         let error = Catalog::open(&path, repository()).unwrap_err();
-        assert!(matches!(error, Error::Version { found: 5, known: 4, .. }), "{error:?}");
+        assert!(matches!(error, Error::Version { found: 6, known: 5, .. }), "{error:?}");
     }
 
     #[test]
     fn an_older_catalog_is_brought_up_to_date() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
+        let fourth = "ALTER TABLE meta DROP COLUMN strict; ALTER TABLE packs DROP COLUMN writer;
+            ALTER TABLE packs DROP COLUMN verified; ALTER TABLE sessions DROP COLUMN writer;
+            ALTER TABLE sessions DROP COLUMN strict; ALTER TABLE snapshots DROP COLUMN writer;
+            PRAGMA user_version = 4";
         let third = "ALTER TABLE meta DROP COLUMN born; ALTER TABLE meta DROP COLUMN records;
             ALTER TABLE meta DROP COLUMN closed; ALTER TABLE meta DROP COLUMN closing; PRAGMA user_version = 3";
         let second =
@@ -180,7 +193,9 @@ mod tests {
             ALTER TABLE packs DROP COLUMN checked; ALTER TABLE expected_packs DROP COLUMN session;
             ALTER TABLE meta DROP COLUMN caught_up; DROP TABLE tombstones; PRAGMA user_version = 2";
         let first = "DROP TABLE forgotten; PRAGMA user_version = 1";
-        for changes in [&[third][..], &[third, second], &[third, second, first]] {
+        for changes in
+            [&[fourth][..], &[fourth, third], &[fourth, third, second], &[fourth, third, second, first]]
+        {
             let catalog = Catalog::open(&path, repository()).unwrap();
             changes.iter().for_each(|change| catalog.lock().execute_batch(change).unwrap());
             drop(catalog);
