@@ -2,7 +2,8 @@
 //!
 //! Whoever is told that a chunk is missing is expected to send it. A session that asks for the same chunk a little later waits for it
 //! to come, but only for sessions that asked for something before it did: so no two ever wait for each other. Nothing is promised: what
-//! does not come in time is sent twice, and a collection removes one copy.
+//! does not come in time is sent twice, and a collection removes one copy. Where writers do not
+//! trust each other, only sessions of one writer wait for each other.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use underlay_store::Error;
 use underlay_store::authority::Authority;
-use underlay_store::id::{ChunkId, SessionId};
+use underlay_store::id::{ChunkId, SessionId, WriterId};
 use underlay_store::repository::Repository;
 
 /// A chunk is expected for so long. An honest session is held up no longer than this by each that is before it, in all: then it is so
@@ -32,12 +33,16 @@ pub(crate) struct Coming {
     arrived: Notify,
 }
 
+/// Whose uploads help a session: those of one writer in a strict repository, or everybody's.
+pub(crate) type Circle = Option<WriterId>;
+
 #[derive(Debug, Default)]
 struct Expected {
     sessions: HashMap<SessionId, Asker>,
     /// How many sessions there were.
     asked: u64,
-    chunks: HashMap<ChunkId, Sender>,
+    /// Of each circle of sessions that help each other.
+    chunks: HashMap<(Circle, ChunkId), Sender>,
 }
 
 /// A session that asked for chunks.
@@ -64,16 +69,22 @@ impl Expected {
     }
 
     /// Those of `missing` that an earlier session is about to send, and until when the last of them is expected.
-    fn of_earlier(&mut self, session: SessionId, missing: &[ChunkId]) -> Option<(Vec<ChunkId>, Instant)> {
+    fn of_earlier(
+        &mut self,
+        circle: Circle,
+        session: SessionId,
+        missing: &[ChunkId],
+    ) -> Option<(Vec<ChunkId>, Instant)> {
         let (Asker { order: own, waited }, now) = (*self.asker(session), Instant::now());
         let patience = LONGEST.checked_sub(waited).filter(|left| !left.is_zero())?;
-        let sender = |id: &ChunkId| self.chunks.get(id).filter(|by| by.order < own && by.until > now);
+        let sender =
+            |id: &ChunkId| self.chunks.get(&(circle, *id)).filter(|by| by.order < own && by.until > now);
         let until = missing.iter().filter_map(sender).map(|by| by.until).max()?;
         let ids: Vec<ChunkId> = missing.iter().filter(|id| sender(id).is_some()).copied().collect();
         (ids.len() >= WORTH_IT).then_some((ids, until.min(now + patience)))
     }
 
-    fn expect(&mut self, session: SessionId, missing: &[ChunkId]) {
+    fn expect(&mut self, circle: Circle, session: SessionId, missing: &[ChunkId]) {
         let (order, now) = (self.asker(session).order, Instant::now());
         if self.chunks.len() + missing.len() > MOST {
             self.chunks.retain(|_, by| by.until > now);
@@ -81,7 +92,7 @@ impl Expected {
         let room = MOST.saturating_sub(self.chunks.len());
         for id in missing.iter().take(room) {
             let sender = Sender { order, until: now + PATIENCE };
-            let known = self.chunks.entry(*id).or_insert(sender);
+            let known = self.chunks.entry((circle, *id)).or_insert(sender);
             if known.until <= now {
                 *known = sender;
             }
@@ -109,6 +120,7 @@ impl Coming {
     pub(crate) async fn have_chunks(
         &self,
         repository: &Repository,
+        circle: Circle,
         session: SessionId,
         ids: &[ChunkId],
     ) -> Result<Vec<bool>, Error> {
@@ -119,8 +131,8 @@ impl Coming {
             arrived.as_mut().enable();
             let missing = || ids.iter().zip(&have).filter(|(_, have)| !**have).map(|(id, _)| *id);
             let missing: Vec<ChunkId> = missing().collect();
-            let Some((awaited, until)) = self.expected().of_earlier(session, &missing) else {
-                self.expected().expect(session, &missing);
+            let Some((awaited, until)) = self.expected().of_earlier(circle, session, &missing) else {
+                self.expected().expect(circle, session, &missing);
                 return Ok(have);
             };
             let started = Instant::now();
@@ -165,31 +177,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn later_sessions_wait_for_earlier_ones_and_never_the_other_way_round() {
         let mut expected = Expected::default();
-        expected.expect(session(1), &chunks(0..100));
-        expected.expect(session(2), &chunks(50..200));
-        let (awaited, _) = expected.of_earlier(session(2), &chunks(40..140)).unwrap();
+        expected.expect(None, session(1), &chunks(0..100));
+        expected.expect(None, session(2), &chunks(50..200));
+        let (awaited, _) = expected.of_earlier(None, session(2), &chunks(40..140)).unwrap();
         assert_eq!(awaited, chunks(40..100));
-        assert!(expected.of_earlier(session(1), &chunks(0..200)).is_none());
-        let (awaited, _) = expected.of_earlier(session(3), &chunks(0..250)).unwrap();
+        assert!(expected.of_earlier(None, session(1), &chunks(0..200)).is_none());
+        let (awaited, _) = expected.of_earlier(None, session(3), &chunks(0..250)).unwrap();
         assert_eq!(awaited, chunks(0..200));
-        assert!(expected.of_earlier(session(3), &chunks(0..20)).is_none(), "too few to wait for");
+        assert!(expected.of_earlier(None, session(3), &chunks(0..20)).is_none(), "too few to wait for");
+        let stranger = Some(WriterId::new([1; 16]));
+        assert!(expected.of_earlier(stranger, session(3), &chunks(0..250)).is_none(), "of no use to it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_does_not_come_is_not_waited_for_any_longer() {
         let mut expected = Expected::default();
-        expected.expect(session(1), &chunks(0..100));
+        expected.expect(None, session(1), &chunks(0..100));
         tokio::time::advance(PATIENCE / 2).await;
-        assert!(expected.of_earlier(session(2), &chunks(0..100)).is_some());
+        assert!(expected.of_earlier(None, session(2), &chunks(0..100)).is_some());
         // Asking again does not prolong it.
-        expected.expect(session(1), &chunks(0..100));
+        expected.expect(None, session(1), &chunks(0..100));
         tokio::time::advance(PATIENCE / 2).await;
-        assert!(expected.of_earlier(session(2), &chunks(0..100)).is_none());
+        assert!(expected.of_earlier(None, session(2), &chunks(0..100)).is_none());
         // Then it is up to who asked last.
-        expected.expect(session(2), &chunks(0..100));
-        assert!(expected.of_earlier(session(3), &chunks(0..100)).is_some());
+        expected.expect(None, session(2), &chunks(0..100));
+        assert!(expected.of_earlier(None, session(3), &chunks(0..100)).is_some());
         expected.ends(session(2));
-        assert!(expected.of_earlier(session(3), &chunks(0..100)).is_none());
+        assert!(expected.of_earlier(None, session(3), &chunks(0..100)).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -202,10 +216,10 @@ mod tests {
                 ChunkId::new(id)
             })
             .collect();
-        expected.expect(session(1), &many);
+        expected.expect(None, session(1), &many);
         assert_eq!(expected.chunks.len(), MOST);
         tokio::time::advance(PATIENCE).await;
-        expected.expect(session(2), &many[..100]);
+        expected.expect(None, session(2), &many[..100]);
         assert_eq!(expected.chunks.len(), 100);
         expected.ends(session(1));
         expected.ends(session(2));
@@ -218,8 +232,8 @@ mod tests {
         let mut expected = Expected::default();
         let mut rounds = 0;
         loop {
-            expected.expect(session(1), &chunks(0..100));
-            let Some((_, until)) = expected.of_earlier(session(2), &chunks(0..100)) else { break };
+            expected.expect(None, session(1), &chunks(0..100));
+            let Some((_, until)) = expected.of_earlier(None, session(2), &chunks(0..100)) else { break };
             let wait = until - Instant::now();
             assert!(!wait.is_zero());
             tokio::time::advance(wait).await;

@@ -71,6 +71,9 @@ pub struct RepositoryConfig {
     pub name: String,
     /// A directory, or `s3://bucket/prefix`.
     pub location: String,
+    /// Writers do not trust each other: what one has stored is offered to others only once it was verified.
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// What may be too much. Times in seconds, sizes in bytes.

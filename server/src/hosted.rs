@@ -8,11 +8,11 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use underlay_store::Error;
 use underlay_store::backend::{Backend, Options};
-use underlay_store::id::SlotId;
+use underlay_store::id::{SlotId, WriterId};
 use underlay_store::repository::{Access, Repository};
 use underlay_store::wire::Problem;
 
-use crate::coming::Coming;
+use crate::coming::{Circle, Coming};
 use crate::config::RepositoryConfig;
 
 /// What failed is tried again after so long, when somebody asks.
@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Hosted {
     name: String,
     location: String,
+    strict: bool,
     state: PathBuf,
     /// Chunks that clients are about to send.
     pub(crate) coming: Coming,
@@ -33,9 +34,14 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn new(config: &RepositoryConfig, state: PathBuf) -> Self {
-        let RepositoryConfig { name, location } = config.clone();
-        let coming = Coming::default();
-        Self { name, location, state, coming, opened: RwLock::default(), opening: Mutex::default() }
+        let RepositoryConfig { name, location, strict } = config.clone();
+        let (coming, opened, opening) = (Coming::default(), RwLock::default(), Mutex::default());
+        Self { name, location, strict, state, coming, opened, opening }
+    }
+
+    /// Whose uploads help this writer.
+    pub(crate) fn circle(&self, writer: WriterId) -> Circle {
+        self.strict.then_some(writer)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -118,11 +124,13 @@ impl Hosted {
     }
 
     async fn open(&self, access: Access) -> Result<Repository, Error> {
-        let (location, state) = (self.location.clone(), self.state.clone());
+        let (location, state, strict) = (self.location.clone(), self.state.clone(), self.strict);
         // Its catalog may have to be built: that blocks, and goes on if whoever asked goes away.
         let opened = tokio::spawn(async move {
             let backend = Backend::open(&location, Options::default())?;
-            Repository::open(backend, &state, access).await
+            let repository = Repository::open(backend, &state, access).await?;
+            repository.set_strict(strict).await?;
+            Ok(repository)
         });
         match opened.await {
             Ok(opened) => opened,

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::catalog::{Location, Totals};
+use crate::catalog::{Location, Totals, Unverified};
 use crate::check::{CheckOptions, CheckReport};
 use crate::gc::{GcOptions, GcReport};
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
-use crate::pack::PackKind;
+use crate::key::BackupKey;
+use crate::pack::{PackId, PackKind};
 use crate::progress::Progress;
 use crate::snapshot::{DamageMark, Timestamp};
 
@@ -41,6 +42,9 @@ pub struct Withdrawal {
     pub chunks: Vec<(ChunkId, PackName)>,
     /// Nodes of which no copy is what its id says.
     pub nodes: Vec<NodeId>,
+    /// Copies of nodes that are not what their ids say, with the packs they lie in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_copies: Vec<(NodeId, PackName)>,
     /// Trees that lost something by that.
     pub roots: Vec<Root>,
 }
@@ -149,6 +153,10 @@ pub trait Authority: Send + Sync {
     /// The encodings of these nodes, in order. The caller verifies their ids.
     async fn read_nodes(&self, ids: &[NodeId]) -> Result<Vec<Bytes>>;
 
+    /// Different contents that are stored as this node, the likelier ones first, at least one: where writers do not trust each other, one
+    /// of them can have stored something else. For whoever read another than the id says.
+    async fn node_copies(&self, id: NodeId) -> Result<Vec<Bytes>>;
+
     /// Every place where each chunk is stored.
     async fn locate_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>>;
 
@@ -167,9 +175,31 @@ pub trait Authority: Send + Sync {
     /// Takes out of use what somebody with keys found damaged.
     async fn withdraw(&self, damage: &Withdrawal) -> Result<Withdrawn>;
 
+    /// Packs that no holder of the keys has verified, the oldest first.
+    async fn unverified(&self) -> Result<Vec<Unverified>>;
+
+    /// A whole pack, of either kind.
+    async fn read_whole(&self, pack: PackId) -> Result<Bytes>;
+
+    /// Says that everything in these packs is what its id says: the caller holds the keys and has read all of it. How many were not known as
+    /// such.
+    async fn vouch(&self, packs: &[PackName]) -> Result<u64>;
+
     /// Snapshots that are marked as damaged, in ascending order.
     async fn marked(&self) -> Result<Vec<Marked>>;
 
     /// Checks, reads what is under suspicion, and marks the snapshots that lost data in the bucket.
     async fn repair(&self, options: &RepairOptions, progress: &dyn Progress) -> Result<RepairReport>;
+}
+
+/// Looks for a copy of a node that is what its id says, after [`Authority::read_nodes`] gave another. `None` if there is none.
+///
+/// # Errors
+/// What the repository reports. Damage is none.
+pub async fn genuine_node(authority: &dyn Authority, key: &BackupKey, id: NodeId) -> Result<Option<Bytes>> {
+    match authority.node_copies(id).await {
+        Ok(copies) => Ok(copies.into_iter().find(|copy| key.node_id(copy) == id)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -123,6 +123,10 @@ id!(
     CatalogId, 16
 );
 id!(
+    /// Names whoever stores packs through a server: a hash over its token. 16 bytes.
+    WriterId, 16
+);
+id!(
     /// Names a passphrase slot. 8 random bytes.
     SlotId, 8
 );

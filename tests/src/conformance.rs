@@ -403,8 +403,11 @@ async fn damage_is_taken_out_of_use(ground: Ground) {
     let (_, stored) = ground.backup("vm", 1).await;
     let session = authority.open_session("vm").await.expect("a session").session;
     assert_eq!(authority.have_chunks(session, &[stored.chunk]).await.expect("an answer"), [true]);
-    let damage =
-        Withdrawal { chunks: vec![(stored.chunk, stored.pack)], nodes: Vec::new(), roots: vec![stored.root] };
+    let damage = Withdrawal {
+        chunks: vec![(stored.chunk, stored.pack)],
+        roots: vec![stored.root],
+        ..Withdrawal::default()
+    };
     let withdrawn = authority.withdraw(&damage).await.expect("withdrawn");
     assert_eq!((withdrawn.recorded, withdrawn.retired, withdrawn.catalog_differs), (true, 1, false));
     assert_eq!(authority.have_chunks(session, &[stored.chunk]).await.expect("an answer"), [false]);

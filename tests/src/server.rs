@@ -58,6 +58,10 @@ impl Served {
     pub async fn start(more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let running = Self::start_in(&folder, more).await;
+        Self::made(folder, running).await
+    }
+
+    async fn made(folder: TempDir, running: Running) -> Self {
         let (key, descriptor, text) = new_descriptor();
         let served = Self { folder, running, key, descriptor };
         let admin = served.token(&[Scope::Admin], "*");
@@ -65,14 +69,32 @@ impl Served {
         served
     }
 
+    /// A server whose repository has writers that do not trust each other.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start_strict() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let running = Self::start_with(&folder, "", "strict = true").await;
+        Self::made(folder, running).await
+    }
+
     /// A server on what is in `folder`.
     ///
     /// # Panics
     /// If it does not start.
     pub async fn start_in(folder: &TempDir, more: &str) -> Running {
+        Self::start_with(folder, more, "").await
+    }
+
+    /// The same; `of_repository` goes into the configuration of the repository.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start_with(folder: &TempDir, more: &str, of_repository: &str) -> Running {
         let path = |name: &str| folder.path().join(name).display().to_string();
         let config = format!(
-            "listen = \"127.0.0.1:0\"\nstate = {:?}\n{more}\n[[repository]]\nname = {NAME:?}\nlocation = {:?}\n",
+            "listen = \"127.0.0.1:0\"\nstate = {:?}\n{more}\n[[repository]]\nname = {NAME:?}\nlocation = {:?}\n{of_repository}\n",
             path("state"),
             path("repository")
         );

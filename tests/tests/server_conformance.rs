@@ -39,6 +39,22 @@ async fn over_tls() {
     }
 }
 
+/// With one token, which is one writer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_strict_mode() {
+    for (name, case) in CASES {
+        println!("{name}");
+        let served = Served::start_strict().await;
+        let ground = Ground {
+            authority: served.for_all(),
+            key: served.key.clone(),
+            descriptor: served.descriptor.clone(),
+        };
+        case(ground).await;
+        served.running.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_plain_http() {
     let served = Served::start("insecure_http = true").await;

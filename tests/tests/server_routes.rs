@@ -18,6 +18,7 @@ fn path(route: &Route, repository: &str) -> String {
         ("{kind}", "data".to_owned()),
         ("{name}", "22".repeat(32)),
         ("{snapshot}", "33".repeat(16)),
+        ("{node}", "55".repeat(32)),
         ("{job}", "44".repeat(16)),
     ] {
         path = path.replace(part, &value);

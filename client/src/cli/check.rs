@@ -18,6 +18,7 @@ use super::App;
 use super::open::Opened;
 use super::report::{DAMAGE, Failure};
 use super::text::{count, say, size, warn};
+use super::vouch::{Vouched, vouch_for};
 use crate::restore::{
     DiskOutput, Environment, RestoreError, RestoreOptions, StreamOutput, VerifyReport, restore, verify,
 };
@@ -36,6 +37,10 @@ pub(super) struct Check {
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%",
           value_parser = share)]
     read_data: Option<f64>,
+    /// Also read, decrypt and verify every pack that nobody with keys has verified before, and vouch for those that are sound: where writers
+    /// do not trust each other, others may then rely on them. Needs the restore key
+    #[arg(long)]
+    unverified: bool,
     /// Also read packs and compare their SHA-256 with their names, those first that were read longest ago
     #[arg(long)]
     scrub: bool,
@@ -84,6 +89,7 @@ struct Restored {
 #[derive(Default)]
 struct Extra {
     verified: Option<VerifyReport>,
+    vouched: Option<Vouched>,
     withdrawn: Option<Withdrawn>,
     restored: Vec<Restored>,
 }
@@ -91,14 +97,23 @@ struct Extra {
 impl Check {
     pub fn run(self, app: &App) -> Result<(), Failure> {
         let opened = app.open(Access::Read)?;
-        if self.read_data.is_some() || !self.restore.is_empty() {
+        if self.read_data.is_some() || self.unverified || !self.restore.is_empty() {
             opened.restore_key()?;
         }
         let options = CheckOptions { scrub: self.scrub, budget: self.budget, ..CheckOptions::default() };
+        // First, so that the check traces what is lost by it.
+        let vouched = match self.unverified {
+            true => Some(vouch_for(app, &environment(app, &opened)?)?),
+            false => None,
+        };
         let mut report = app.wait(opened.authority.check(&options, &*app.progress))?;
         let snapshots = app.snapshots(&opened)?;
         report.findings.extend(snapshots.damaged.iter().map(|bad| finding(&bad.name, &bad.error)));
         let mut extra = Extra::default();
+        if let Some(vouched) = vouched {
+            report.findings.extend(vouched.report.damage.iter().map(|error| finding("pack", error)));
+            extra.vouched = Some(vouched);
+        }
         if let Some(percent) = self.read_data {
             let verified = read_data(app, &opened, &snapshots.sound, percent, &mut report)?;
             if !verified.withdrawal.chunks.is_empty() || !verified.withdrawal.nodes.is_empty() {
@@ -239,6 +254,9 @@ fn tell(app: &App, report: &CheckReport, extra: &Extra) -> Result<(), Failure> {
         if let Some(withdrawn) = &extra.withdrawn {
             document["withdrawn"] = json!(withdrawn);
         }
+        if let Some(vouched) = &extra.vouched {
+            document["verified"] = vouched.document();
+        }
         if !extra.restored.is_empty() {
             document["restored"] = Value::from_iter(extra.restored.iter().map(Restored::document));
         }
@@ -248,6 +266,9 @@ fn tell(app: &App, report: &CheckReport, extra: &Extra) -> Result<(), Failure> {
     if let Some(VerifyReport { statistics, .. }) = &extra.verified {
         let (chunks, bytes) = (count(statistics.chunks, "chunk"), size(statistics.chunk_bytes));
         say(format!("{chunks} ({bytes}) read, decrypted and verified"))?;
+    }
+    if let Some(vouched) = &extra.vouched {
+        say(vouched.line())?;
     }
     if extra.withdrawn.is_some_and(|withdrawn| !withdrawn.recorded) {
         warn("note: this host is not the owner: what was found could not be recorded");

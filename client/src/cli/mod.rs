@@ -22,6 +22,7 @@ mod restore_domain;
 mod show;
 mod target_path;
 mod text;
+mod vouch;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

@@ -9,16 +9,16 @@ use tokio::time::Instant;
 use underlay_store::authority::{
     Authority, Marked, RepairOptions, RepairReport, SessionGrant, StoredDocument, Withdrawal, Withdrawn,
 };
-use underlay_store::catalog::{Location, Totals};
+use underlay_store::catalog::{Location, Totals, Unverified};
 use underlay_store::check::{CheckOptions, CheckReport};
 use underlay_store::gc::{GcOptions, GcReport};
 use underlay_store::id::{ChunkId, NodeId, PackName, Root, SessionHandle, SessionId, SlotId, SnapshotId};
-use underlay_store::pack::{PackKind, name_of};
+use underlay_store::pack::{PackId, PackKind, name_of};
 use underlay_store::progress::Progress;
 use underlay_store::snapshot::Timestamp;
 use underlay_store::wire::{
-    GcRequest, JobRequest, JobState, MAXIMUM_IDS, OpenSession, OpenedSession, WireId, decode_bitmap,
-    decode_documents, decode_nodes, decode_places, encode_ids,
+    GcRequest, JobRequest, JobState, ListedPack, MAXIMUM_IDS, OpenSession, OpenedSession, WireId,
+    decode_bitmap, decode_documents, decode_nodes, decode_places, encode_ids,
 };
 use underlay_store::{Error, Result};
 
@@ -29,6 +29,8 @@ use super::http::{Ask, LONG, Method};
 const DOCUMENTS: usize = 2 << 30;
 /// Chunks whose places are asked for at once: an answer has about 50 bytes for each.
 const LOCATE: usize = 16 << 10;
+/// Packs vouched for at once.
+const VOUCHED: usize = 4096;
 /// A commit that goes on without us is waited for so long.
 const COMMITTING: Duration = Duration::from_secs(20);
 
@@ -48,6 +50,14 @@ fn in_order<I: WireId, T: Clone>(ids: &[I], sorted: &[I], answers: Vec<T>) -> Ve
         return answers;
     }
     ids.iter().filter_map(|id| answers.get(sorted.binary_search(id).ok()?).cloned()).collect()
+}
+
+/// A kind in a path.
+const fn wire_kind(kind: PackKind) -> &'static str {
+    match kind {
+        PackKind::Data => "data",
+        PackKind::Nodes => "nodes",
+    }
 }
 
 impl RemoteAuthority {
@@ -133,10 +143,7 @@ impl Authority for RemoteAuthority {
         let hashed = bytes.clone();
         let name = tokio::task::spawn_blocking(move || name_of(&hashed)).await;
         let name = name.map_err(|_| Error::Interrupted)?;
-        let kind = match kind {
-            PackKind::Data => "data",
-            PackKind::Nodes => "nodes",
-        };
+        let kind = wire_kind(kind);
         let path = self.session_path(session, &format!("/packs/{kind}/{name}"))?;
         let ask = Ask { time: LONG, ..Ask::binary(Method::PUT, path, bytes) };
         self.http.send(&ask).await.result.map(|_| name)
@@ -210,6 +217,11 @@ impl Authority for RemoteAuthority {
         Ok(in_order(ids, &sorted, nodes))
     }
 
+    async fn node_copies(&self, id: NodeId) -> Result<Vec<Bytes>> {
+        let answer = self.http.send(&Ask::get(format!("/nodes/{id}/copies"))).await.result?;
+        decode_nodes(&answer, usize::MAX).map_err(|what| self.http.nonsense(what))
+    }
+
     async fn locate_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
         let sorted = ascending(ids);
         let mut places = Vec::with_capacity(sorted.len());
@@ -255,6 +267,26 @@ impl Authority for RemoteAuthority {
     async fn withdraw(&self, damage: &Withdrawal) -> Result<Withdrawn> {
         let ask = Ask::json(Method::POST, "/damaged", damage)?;
         self.http.read(&Ask { time: LONG, ..ask }).await
+    }
+
+    async fn unverified(&self) -> Result<Vec<Unverified>> {
+        let listed: Vec<ListedPack> =
+            self.http.read(&Ask { limit: DOCUMENTS, ..Ask::get("/unverified") }).await?;
+        Ok(listed.into_iter().map(Unverified::from).collect())
+    }
+
+    async fn read_whole(&self, pack: PackId) -> Result<Bytes> {
+        let path = format!("/packs/{}/{}", wire_kind(pack.kind), pack.name);
+        self.http.send(&Ask { time: LONG, ..Ask::get(path) }).await.result
+    }
+
+    async fn vouch(&self, packs: &[PackName]) -> Result<u64> {
+        let mut new = 0;
+        for packs in packs.chunks(VOUCHED) {
+            let sent: u64 = self.http.read(&Ask::json(Method::POST, "/verified", &packs)?).await?;
+            new += sent;
+        }
+        Ok(new)
     }
 
     async fn marked(&self) -> Result<Vec<Marked>> {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use underlay_store::Error;
+use underlay_store::authority::genuine_node;
 use underlay_store::id::{ChunkId, NodeId, Root};
 use underlay_store::tree::{Node, Run, root_level};
 
@@ -35,7 +36,12 @@ pub(super) async fn affected(
         batch.retain(|(id, _)| seen.insert(*id));
         let ids: Vec<NodeId> = batch.iter().map(|(id, _)| *id).collect();
         for ((id, level), bytes) in batch.into_iter().zip(read(environment, &ids).await?) {
-            match bytes.and_then(|bytes| node(environment, &id, level, &bytes)) {
+            let mut found = bytes.as_deref().and_then(|bytes| node(environment, &id, level, bytes));
+            if found.is_none() && bytes.is_some() {
+                let copy = genuine_node(environment.authority, environment.key.backup(), id).await?;
+                found = copy.and_then(|copy| node(environment, &id, level, &copy));
+            }
+            match found {
                 None => touched.push(id),
                 Some(Node::Inner { children, .. }) => {
                     for child in children.iter().flatten() {

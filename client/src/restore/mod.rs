@@ -34,6 +34,7 @@ mod target;
 mod testing;
 mod verify;
 mod verify_output;
+mod vouch;
 mod walk;
 
 use std::path::Path;
@@ -51,6 +52,7 @@ pub use stream::StreamOutput;
 pub use target::{OutputFormat, create_output};
 pub use verify::{VerifyReport, verify};
 pub use verify_output::VerifyOutput;
+pub use vouch::{VouchReport, vouch};
 
 /// Takes a disk's bytes in any order, from many threads. What is never written reads as zeros.
 ///

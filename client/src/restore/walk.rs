@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use underlay_store::Error;
-use underlay_store::authority::Authority;
+use underlay_store::authority::{Authority, genuine_node};
 use underlay_store::cut::{BLOCK, REGION};
 use underlay_store::id::{ChunkId, NodeId, Root};
 use underlay_store::key::BackupKey;
@@ -175,6 +175,10 @@ impl<'a> Windows<'a> {
         };
         let mut nodes = Vec::with_capacity(batch.len());
         for (pending, bytes) in batch.into_iter().zip(results.drain(..)) {
+            let bytes = match bytes {
+                Ok(bytes) => Ok(self.genuine(pending.id, bytes).await?),
+                Err(error) => Err(error),
+            };
             match bytes.and_then(|bytes| self.verify(&pending, &bytes)) {
                 Ok(node) => nodes.push((pending, node)),
                 Err(error) => {
@@ -186,6 +190,14 @@ impl<'a> Windows<'a> {
             }
         }
         Ok(nodes)
+    }
+
+    /// What came, or another copy if that is another node's and the other one is not.
+    async fn genuine(&self, id: NodeId, bytes: Bytes) -> Result<Bytes, Error> {
+        if self.key.node_id(&bytes) == id {
+            return Ok(bytes);
+        }
+        Ok(genuine_node(self.authority, self.key, id).await?.unwrap_or(bytes))
     }
 
     async fn read_bytes(&self, ids: &[NodeId]) -> Result<Vec<Bytes>, Error> {

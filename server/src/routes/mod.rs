@@ -8,6 +8,7 @@ mod read;
 mod sessions;
 mod snapshots;
 mod table;
+mod verify;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

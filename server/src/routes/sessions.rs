@@ -25,7 +25,9 @@ pub(super) async fn open(mut call: Call) -> Result<Response, Refusal> {
     }
     let (repository, session) = call.session().await?;
     call.server.shares.opens(&call.share, session)?;
-    let opened = call.carry_through(async move { repository.open_session_as(session, &vm).await }).await;
+    let writer = Some(call.token.writer(repository.id()));
+    let opened = async move { repository.open_session_as(writer, session, &vm).await };
+    let opened = call.carry_through(opened).await;
     if opened.is_err() {
         call.share.ends(session);
     }
@@ -44,7 +46,9 @@ pub(super) async fn have_chunks(mut call: Call) -> Result<Response, Refusal> {
     let (repository, session) = call.session().await?;
     let body = call.body().await?;
     let ids: Vec<ChunkId> = decode_ids(&body.bytes).map_err(malformed)?;
-    let have = call.hosted()?.coming.have_chunks(&repository, session, &ids).await?;
+    let hosted = call.hosted()?;
+    let circle = hosted.circle(call.token.writer(repository.id()));
+    let have = hosted.coming.have_chunks(&repository, circle, session, &ids).await?;
     call.share.uses(session);
     Ok(binary(encode_bitmap(&have)))
 }
@@ -67,14 +71,19 @@ pub(super) async fn pin_roots(mut call: Call) -> Result<Response, Refusal> {
     Ok(json(&repository.pin_roots(session, &roots).await?))
 }
 
-/// Hashed as it comes. What is not what its name says is not stored.
-pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
-    let name = call.parameter("name", PackName::from_hex)?;
-    let kind = call.parameter("kind", |kind| match kind {
+/// A kind in a path.
+pub(super) fn pack_kind(text: &str) -> Option<PackKind> {
+    match text {
         "data" => Some(PackKind::Data),
         "nodes" => Some(PackKind::Nodes),
         _ => None,
-    })?;
+    }
+}
+
+/// Hashed as it comes. What is not what its name says is not stored.
+pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
+    let name = call.parameter("name", PackName::from_hex)?;
+    let kind = call.parameter("kind", pack_kind)?;
     let (repository, session) = call.session().await?;
     // Whoever has no session is told so before the pack has come.
     repository.have_chunks(session, &[]).await?;

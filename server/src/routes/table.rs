@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 
 use super::answer::Refusal;
 use super::call::Call;
-use super::{jobs, keys, read, sessions, snapshots};
+use super::{jobs, keys, read, sessions, snapshots, verify};
 use crate::tokens::Scope::{self, Admin, Backup, Maintain, Restore};
 
 /// Which machines a token must be for.
@@ -86,8 +86,12 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/damaged", ANY, Own, 0, snapshots::marked),
     route!(POST "/damaged", &[Maintain], All, 16 * MIB, snapshots::withdraw),
     route!(POST "/nodes/read", &[Backup, Restore], Any, IDS, read::nodes),
+    route!(GET "/nodes/{node}/copies", &[Backup, Restore], Any, 0, verify::copies),
     route!(POST "/chunks/locate", &[Restore], Any, IDS, read::locate),
     route!(GET "/packs/{name}", &[Restore], Any, 0, read::pack),
+    route!(GET "/packs/{kind}/{name}", &[Restore], Any, 0, verify::whole),
+    route!(GET "/unverified", &[Maintain], All, 0, verify::unverified),
+    route!(POST "/verified", &[Maintain], All, MIB, verify::vouch),
     route!(GET "/totals", ANY, All, 0, read::totals),
     route!(PUT "/jobs/{job}", &[Maintain], All, 16 * MIB, jobs::start),
     route!(GET "/jobs/{job}", &[Maintain], All, 0, jobs::status),

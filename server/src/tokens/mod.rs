@@ -9,7 +9,7 @@ use std::str::FromStr;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use underlay_store::hexadecimal::Hex;
-use underlay_store::id::{RepositoryId, SessionHandle, SessionId};
+use underlay_store::id::{RepositoryId, SessionHandle, SessionId, WriterId};
 use underlay_store::snapshot::Timestamp;
 
 pub(crate) use file::write_whole;
@@ -153,6 +153,15 @@ impl Token {
     /// Whether it has one of these scopes.
     pub fn has_any(&self, scopes: &[Scope]) -> bool {
         scopes.iter().any(|scope| self.scopes.contains(scope))
+    }
+
+    /// Who its bearer is to that repository: another token is another writer.
+    pub fn writer(&self, repository: RepositoryId) -> WriterId {
+        let parts: [&[u8]; 3] = [b"underlay writer v1", repository.as_bytes(), &self.hash.0];
+        let digest = digest(&SHA256, &parts.concat());
+        let mut id = [0; WriterId::LENGTH];
+        id.copy_from_slice(&digest.as_ref()[..WriterId::LENGTH]);
+        WriterId::new(id)
     }
 
     /// The session that this token means by that handle. Another token means another session by it.

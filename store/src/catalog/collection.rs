@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::{Transaction, params};
 
 use super::lookup::{RETIRED, code, kind_of, table};
+use super::record::Origin;
+use super::strict::origin_of;
 use super::survey::{Marked, Survey};
 use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::{Error, Result};
@@ -122,7 +124,8 @@ impl Catalog {
         })
     }
 
-    /// Which of these ids have a place in a pack that is in use and not among `leaving`.
+    /// Which of these ids have a place in a pack that is in use and not among `leaving`. In a strict repository one that
+    /// serves whoever relies on what `origin` stored.
     ///
     /// # Errors
     /// [`Error::Catalog`].
@@ -131,9 +134,14 @@ impl Catalog {
         kind: PackKind,
         ids: &[[u8; 32]],
         leaving: &HashSet<PackName>,
+        origin: Origin,
     ) -> Result<Vec<bool>> {
+        let strict = self.is_strict();
+        let serves =
+            |other| !strict || other == Origin::Verified || (other == origin && origin != Origin::Unknown);
         self.read("look for other places", |transaction| {
-            ids.iter().map(|id| homes(transaction, kind, id, |name, _| !leaving.contains(name))).collect()
+            let fits = |name: &PackName, _, other| serves(other) && !leaving.contains(name);
+            ids.iter().map(|id| homes(transaction, kind, id, fits)).collect()
         })
     }
 
@@ -178,6 +186,7 @@ impl Catalog {
         marks: &dyn Marked,
         late: (&[ChunkId], &[NodeId]),
     ) -> Result<Settled> {
+        let strict = self.is_strict();
         self.write("decide about condemned packs", |transaction| {
             let caught_up: i64 = transaction.query_row("SELECT caught_up FROM meta", (), |row| row.get(0))?;
             if from_sql(caught_up) != generation {
@@ -196,10 +205,12 @@ impl Catalog {
             }
             let mut resurrected = 0;
             for chunk in late.0 {
-                resurrected += resurrect(transaction, PackKind::Data, chunk.as_bytes(), survey.last_row)?;
+                resurrected +=
+                    resurrect(transaction, PackKind::Data, chunk.as_bytes(), survey.last_row, strict)?;
             }
             for node in late.1 {
-                resurrected += resurrect(transaction, PackKind::Nodes, node.as_bytes(), survey.last_row)?;
+                resurrected +=
+                    resurrect(transaction, PackKind::Nodes, node.as_bytes(), survey.last_row, strict)?;
             }
             show_nodes(transaction, late.1)?;
             // What was stored since the survey, or held by a session then, and belongs to nobody may refer to what goes now: it is offered again when a
@@ -256,17 +267,17 @@ fn homes(
     transaction: &Transaction<'_>,
     kind: PackKind,
     id: &[u8; 32],
-    fits: impl Fn(&PackName, i64) -> bool,
+    fits: impl Fn(&PackName, i64, Origin) -> bool,
 ) -> Outcome<bool> {
     let mut find = transaction.prepare_cached(&format!(
-        "SELECT p.name, p.pack FROM {} c CROSS JOIN packs p ON p.pack = c.pack
+        "SELECT p.name, p.pack, p.verified, p.writer FROM {} c CROSS JOIN packs p ON p.pack = c.pack
          WHERE c.id = ?1 AND p.state = 0 AND NOT {RETIRED}",
         table(kind)
     ))?;
     let mut rows = find.query([id])?;
     while let Some(row) = rows.next()? {
         let name = expect(PackName::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default()), "pack name")?;
-        if fits(&name, row.get(1)?) {
+        if fits(&name, row.get(1)?, origin_of((row.get(2)?, row.get(3)?))?) {
             return Ok(true);
         }
     }
@@ -275,8 +286,15 @@ fn homes(
 
 /// Takes condemned packs that have this id into use again, unless it was stored since the survey: an older copy was not read, and may be
 /// damaged. Returns how many.
-fn resurrect(transaction: &Transaction<'_>, kind: PackKind, id: &[u8; 32], last_row: i64) -> Outcome<u64> {
-    if homes(transaction, kind, id, |_, row| row > last_row)? {
+fn resurrect(
+    transaction: &Transaction<'_>,
+    kind: PackKind,
+    id: &[u8; 32],
+    last_row: i64,
+    strict: bool,
+) -> Outcome<u64> {
+    // Who stored it since may be none that others rely on.
+    if !strict && homes(transaction, kind, id, |_, row, _| row > last_row)? {
         return Ok(0);
     }
     let mut revive = transaction.prepare_cached(&format!(

@@ -1,9 +1,10 @@
 //! Questions about chunks and nodes, and the promises that answers make.
 
-use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, OptionalExtension, Params, Transaction, params};
 
 use super::record::Location;
 use super::sessions::{heard_of, open_row};
+use super::strict::TRUSTED;
 use super::{Catalog, Outcome, expect};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName, SessionId};
@@ -60,6 +61,7 @@ impl Catalog {
         bytes: Bytes<I>,
         now_ms: i64,
     ) -> Result<Vec<bool>> {
+        let strict = self.is_strict();
         // Whoever lost promises by loss of power cannot commit what relied on them: the proof asks for each.
         self.write_lightly("look up what is stored", |transaction| {
             let row = open_row(transaction, session)?;
@@ -72,9 +74,10 @@ impl Catalog {
             };
             let offered =
                 if broken(Rule::OfferOnlyLive) { "1" } else { "c.condemned IS NULL AND p.state = 0" };
+            let origin = if strict { format!("AND {TRUSTED}") } else { String::new() };
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT ?2 FROM {} c CROSS JOIN packs p ON p.pack = c.pack
-                 WHERE c.id = ?1 AND {offered} AND NOT {RETIRED} {trust} LIMIT 1",
+                 WHERE c.id = ?1 AND {offered} AND NOT {RETIRED} {trust} {origin} LIMIT 1",
                 table(kind)
             ))?;
             let mut pin = transaction
@@ -111,11 +114,11 @@ impl Catalog {
             // The rank is sorted here: almost always there is one row, and a sorter in SQL costs more than the look-up.
             let mut find = transaction.prepare_cached(&format!(
                 "SELECT p.name, c.offset, c.payload_length, c.plain_length, c.codec,
-                        p.state * 2 + (c.condemned IS NOT NULL), {RETIRED}
+                        p.state * 4 + (c.condemned IS NOT NULL) * 2 + NOT p.verified, {RETIRED}
                  FROM {} c CROSS JOIN packs p ON p.pack = c.pack WHERE c.id = ?1",
                 table(kind)
             ))?;
-            in_order(ids, bytes, |id| locations(&mut find, id))
+            in_order(ids, bytes, |id| locations(&mut find, [id]))
         })
     }
 
@@ -132,7 +135,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Session`](crate::Error::Session) unless the session is open.
     pub fn is_pinned_node(&self, session: SessionId, ids: &[NodeId]) -> Result<Vec<bool>> {
-        self.test(session, PINNED_NODE, ids, NodeId::as_bytes)
+        self.test(session, &self.pinned_node(), ids, NodeId::as_bytes)
     }
 
     /// Which chunks this session may refer to: those it pinned and those in packs that it wrote.
@@ -140,7 +143,21 @@ impl Catalog {
     /// # Errors
     /// [`Error::Session`](crate::Error::Session) unless the session is open.
     pub fn known_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        self.test(session, KNOWN_CHUNK, ids, ChunkId::as_bytes)
+        self.test(session, &self.known_chunk(), ids, ChunkId::as_bytes)
+    }
+
+    fn pinned_node(&self) -> String {
+        match self.is_strict() {
+            true => format!("{PINNED_NODE} AND {}", stands_in("nodes")),
+            false => PINNED_NODE.to_owned(),
+        }
+    }
+
+    fn known_chunk(&self) -> String {
+        match self.is_strict() {
+            true => format!("{PINNED_CHUNK} AND {} UNION ALL {OWN_CHUNK}", stands_in("chunks")),
+            false => format!("{PINNED_CHUNK} UNION ALL {OWN_CHUNK}"),
+        }
     }
 
     fn test<I>(&self, session: SessionId, sql: &str, ids: &[I], bytes: Bytes<I>) -> Result<Vec<bool>> {
@@ -158,9 +175,17 @@ pub(super) const RETIRED: &str =
 const OWN_NODE: &str = "SELECT 1 FROM nodes c CROSS JOIN packs p ON p.pack = c.pack
     JOIN writers w ON w.session = ?2 AND w.pack = p.pack WHERE c.id = ?1 AND p.state = 0";
 const PINNED_NODE: &str = "SELECT 1 FROM pins WHERE session = ?2 AND kind = 2 AND id = ?1";
-const KNOWN_CHUNK: &str = "SELECT 1 FROM pins WHERE session = ?2 AND kind = 1 AND id = ?1
-    UNION ALL SELECT 1 FROM chunks c CROSS JOIN packs p ON p.pack = c.pack
+const PINNED_CHUNK: &str = "SELECT 1 FROM pins WHERE session = ?2 AND kind = 1 AND id = ?1";
+const OWN_CHUNK: &str = "SELECT 1 FROM chunks c CROSS JOIN packs p ON p.pack = c.pack
     JOIN writers w ON w.session = ?2 AND w.pack = p.pack WHERE c.id = ?1 AND p.state = 0";
+
+/// A promise counts only while what was promised is still to be relied on: the repository may have been an ordinary one.
+fn stands_in(table: &str) -> String {
+    format!(
+        "EXISTS (SELECT 1 FROM {table} c CROSS JOIN packs p ON p.pack = c.pack
+                 WHERE c.id = ?1 AND p.state < 2 AND {TRUSTED})"
+    )
+}
 
 type Bytes<I> = fn(&I) -> &[u8; 32];
 
@@ -183,8 +208,9 @@ fn in_order<I, T: Default>(
     Ok(answers)
 }
 
-fn locations(find: &mut CachedStatement<'_>, id: &[u8; 32]) -> Outcome<Vec<Location>> {
-    let mut rows = find.query([id])?;
+/// The places that a statement finds, the best first.
+pub(super) fn locations(find: &mut CachedStatement<'_>, asked: impl Params) -> Outcome<Vec<Location>> {
+    let mut rows = find.query(asked)?;
     let mut found: Vec<(i64, Location)> = Vec::new();
     while let Some(row) = rows.next()? {
         let name = PackName::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default());

@@ -17,6 +17,7 @@ mod retired;
 mod schema;
 mod sessions;
 mod snapshots;
+mod strict;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -30,8 +31,9 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 pub use self::collection::{Exclusive, Held, Settled};
 pub use self::record::{
-    Location, PackRecord, PackState, PackSummary, Retired, SessionState, SnapshotRecord, Totals,
+    Location, Origin, PackRecord, PackState, PackSummary, Retired, SessionState, SnapshotRecord, Totals,
 };
+pub use self::strict::Unverified;
 pub use self::survey::{Marked, PackUse, Survey};
 use crate::error::{Error, Result};
 use crate::id::{OwnerId, RepositoryId};
@@ -56,6 +58,8 @@ pub struct Catalog {
     hook: Option<Hook>,
     /// Whether somebody in this process collects.
     collecting: Arc<AtomicBool>,
+    /// Writers do not trust each other.
+    strict: Arc<AtomicBool>,
 }
 
 /// Stands for the path of a catalog that is not in a file.
@@ -85,10 +89,17 @@ impl Catalog {
     }
 
     fn start(path: &Path, mut connection: Connection, repository: RepositoryId) -> Result<Self> {
-        let owner = schema::prepare(path, &mut connection, repository)
+        let (owner, strict) = schema::prepare(path, &mut connection, repository)
             .map_err(|e| failed(path, "prepare the database", e))?;
         let connection = Arc::new(Mutex::new(connection));
-        Ok(Self { path: path.to_owned(), owner, connection, hook: None, collecting: Arc::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            owner,
+            connection,
+            hook: None,
+            collecting: Arc::default(),
+            strict: Arc::new(AtomicBool::new(strict)),
+        })
     }
 
     /// The same catalog as another process sees it, whose transactions `hook` is told of.
@@ -100,6 +111,7 @@ impl Catalog {
             connection: Arc::clone(&self.connection),
             hook: Some(hook),
             collecting: Arc::clone(&self.collecting),
+            strict: Arc::clone(&self.strict),
         }
     }
 

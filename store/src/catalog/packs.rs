@@ -92,26 +92,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn import_packs(&self, packs: &[PackRecord]) -> Result<()> {
-        self.write("import packs", |transaction| {
-            let mut known = transaction.prepare_cached("SELECT 1 FROM packs WHERE name = ?1")?;
-            let mut buried = transaction.prepare_cached("SELECT 1 FROM tombstones WHERE name = ?1")?;
-            let mut rows = Vec::new();
-            for pack in packs {
-                if known.exists([pack.name.as_bytes()])? {
-                } else if buried.exists([pack.name.as_bytes()])? {
-                    // Its deletion was decided and not finished: whoever collects next does that.
-                    let remains = PackRecord { entries: Vec::new(), ..pack.clone() };
-                    let row = insert_pack(transaction, &remains, None)?;
-                    transaction.execute("UPDATE packs SET state = 2 WHERE pack = ?1", [row])?;
-                } else {
-                    let row = insert_pack(transaction, pack, None)?;
-                    hold_for_writer(transaction, row, &pack.name)?;
-                    rows.push((row, pack));
-                }
-                forget_expected(transaction, &pack.name)?;
-            }
-            insert_entries(transaction, &rows)
-        })
+        self.write("import packs", |transaction| import(transaction, packs))
     }
 
     /// Declares that all that the nodes of these packs refer to is stored: backups may then refer to the nodes. Unknown packs
@@ -207,12 +188,40 @@ impl Catalog {
     }
 }
 
+/// Records packs found in the bucket, unless they are known.
+pub(super) fn import(transaction: &Transaction<'_>, packs: &[PackRecord]) -> Outcome<()> {
+    let mut known = transaction.prepare_cached("SELECT 1 FROM packs WHERE name = ?1")?;
+    let mut buried = transaction.prepare_cached("SELECT 1 FROM tombstones WHERE name = ?1")?;
+    let mut rows = Vec::new();
+    for pack in packs {
+        if known.exists([pack.name.as_bytes()])? {
+        } else if buried.exists([pack.name.as_bytes()])? {
+            // Its deletion was decided and not finished: whoever collects next does that.
+            let remains = PackRecord { entries: Vec::new(), ..pack.clone() };
+            let row = insert_pack(transaction, &remains, None)?;
+            transaction.execute("UPDATE packs SET state = 2 WHERE pack = ?1", [row])?;
+        } else {
+            let row = insert_pack(transaction, pack, None)?;
+            hold_for_writer(transaction, row, &pack.name)?;
+            rows.push((row, pack));
+        }
+        forget_expected(transaction, &pack.name)?;
+    }
+    insert_entries(transaction, &rows)
+}
+
 /// The session that announced a pack and is still open is about to add it.
 fn hold_for_writer(transaction: &Transaction<'_>, row: i64, name: &PackName) -> Outcome<()> {
     transaction
         .prepare_cached(
             "INSERT INTO writers (session, pack) SELECT e.session, ?1 FROM expected_packs e
              JOIN sessions s ON s.session = e.session WHERE e.name = ?2 AND s.state IN (0, 4)",
+        )?
+        .execute(params![row, name.as_bytes()])?;
+    transaction
+        .prepare_cached(
+            "UPDATE packs SET writer = (SELECT s.writer FROM expected_packs e JOIN sessions s ON s.session = e.session
+                                        WHERE e.name = ?2) WHERE pack = ?1",
         )?
         .execute(params![row, name.as_bytes()])?;
     Ok(())
@@ -231,8 +240,8 @@ fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option
     let plain: u64 = entries.iter().map(|entry| u64::from(entry.plain_length)).sum();
     transaction
         .prepare_cached(
-            "INSERT INTO packs (name, kind, size, entries, plain_bytes, session, proven)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)",
+            "INSERT INTO packs (name, kind, size, entries, plain_bytes, session, proven, writer)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, (SELECT writer FROM sessions WHERE session = ?6))",
         )?
         .execute(params![
             pack.name.as_bytes(),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::id::{PackName, Root, SessionId, SnapshotId};
+use crate::id::{PackName, Root, SessionId, SnapshotId, WriterId};
 use crate::pack::{Codec, Entry, PackKind};
 
 /// A pack as its trailer describes it.
@@ -120,6 +120,17 @@ pub struct PackSummary {
     pub checked: i64,
     /// A check found it damaged or missing.
     pub retired: bool,
+}
+
+/// How far what lies in a pack is to be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// A holder of the keys has verified it.
+    Verified,
+    /// This writer stored it.
+    Writer(WriterId),
+    /// It is not known who stored it.
+    Unknown,
 }
 
 /// Sums over the catalog. A chunk stored twice counts twice.

@@ -33,10 +33,17 @@ const FROM_VERSION_3: &str = "ALTER TABLE meta ADD COLUMN born INTEGER;
     ALTER TABLE meta ADD COLUMN records INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN closing BLOB";
-/// From version 4: what tells this catalog from all others replaces the generation that it was made in.
+/// From version 4: what tells this catalog from all others replaces the generation that it was made in; who stored what, and what
+/// holders of keys have verified.
 const FROM_VERSION_4: &str = "ALTER TABLE meta DROP COLUMN born;
     ALTER TABLE meta ADD COLUMN instance BLOB;
-    UPDATE meta SET instance = randomblob(16)";
+    UPDATE meta SET instance = randomblob(16);
+    ALTER TABLE meta ADD COLUMN strict INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE packs ADD COLUMN writer BLOB;
+    ALTER TABLE packs ADD COLUMN verified INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN writer BLOB;
+    ALTER TABLE sessions ADD COLUMN strict INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE snapshots ADD COLUMN writer BLOB";
 /// Marks the file as ours: "unly".
 const APPLICATION: u32 = 0x756e_6c79;
 /// How long a transaction waits for those of other processes.
@@ -51,12 +58,12 @@ pub(super) fn create_directory(path: &Path) -> Result<()> {
     })
 }
 
-/// Settings, then the tables if the file is new. Returns the owner.
+/// Settings, then the tables if the file is new. Returns the owner, and whether the repository is strict.
 pub(super) fn prepare(
     path: &Path,
     connection: &mut Connection,
     repository: RepositoryId,
-) -> Outcome<OwnerId> {
+) -> Outcome<(OwnerId, bool)> {
     connection.busy_timeout(PATIENCE)?;
     connection.set_prepared_statement_cache_capacity(64);
     // Before the first page is written; no effect on an existing file.
@@ -88,15 +95,16 @@ pub(super) fn prepare(
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
-    let (found, owner): (Vec<u8>, Vec<u8>) =
-        transaction
-            .query_row("SELECT repository, owner FROM meta", (), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (found, owner, strict): (Vec<u8>, Vec<u8>, bool) =
+        transaction.query_row("SELECT repository, owner, strict FROM meta", (), |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
     transaction.commit()?;
     let found = expect(RepositoryId::from_slice(&found), "repository id")?;
     if found != repository {
         return Err(Failure::Content(format!("it belongs to repository {found}, not {repository}")));
     }
-    expect(OwnerId::from_slice(&owner), "owner id")
+    Ok((expect(OwnerId::from_slice(&owner), "owner id")?, strict))
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<u32> {
@@ -179,6 +187,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
         let fourth = "ALTER TABLE meta DROP COLUMN instance; ALTER TABLE meta ADD COLUMN born INTEGER;
+            ALTER TABLE meta DROP COLUMN strict; ALTER TABLE packs DROP COLUMN writer;
+            ALTER TABLE packs DROP COLUMN verified; ALTER TABLE sessions DROP COLUMN writer;
+            ALTER TABLE sessions DROP COLUMN strict; ALTER TABLE snapshots DROP COLUMN writer;
             PRAGMA user_version = 4";
         let third = "ALTER TABLE meta DROP COLUMN born; ALTER TABLE meta DROP COLUMN records;
             ALTER TABLE meta DROP COLUMN closed; ALTER TABLE meta DROP COLUMN closing; PRAGMA user_version = 3";

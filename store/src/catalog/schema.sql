@@ -11,7 +11,8 @@ CREATE TABLE meta (
     instance    BLOB,               -- tells this catalog from all others, those that stood in its place before it too
     records     INTEGER NOT NULL DEFAULT 0, -- deletions recorded under caught_up, or about to be
     closed      INTEGER NOT NULL DEFAULT 0, -- generation of our claim that the closing is for
-    closing     BLOB                -- that closing, as every process of this host writes it
+    closing     BLOB,               -- that closing, as every process of this host writes it
+    strict      INTEGER NOT NULL DEFAULT 0 -- 1: writers do not trust each other
 );
 
 CREATE TABLE packs (
@@ -25,7 +26,9 @@ CREATE TABLE packs (
     proven      INTEGER NOT NULL,   -- a commit has proven what its nodes refer to
     state       INTEGER NOT NULL DEFAULT 0, -- 0 live, 1 condemned, 2 deleting
     condemned   INTEGER,            -- epoch in which it left state 0
-    checked     INTEGER NOT NULL DEFAULT 0 -- when it was last read whole, milliseconds since 1970; 0: never
+    checked     INTEGER NOT NULL DEFAULT 0, -- when it was last read whole, milliseconds since 1970; 0: never
+    writer      BLOB,               -- who stored it; null: not known
+    verified    INTEGER NOT NULL DEFAULT 0 -- 1: a holder of the keys found everything in it to be what its id says
 );
 
 -- Who stored a pack: while that session is open, no collection touches it.
@@ -77,7 +80,9 @@ CREATE TABLE sessions (
     opened_at INTEGER NOT NULL,     -- assigned from the clock
     epoch     INTEGER NOT NULL,     -- in which it opened
     state     INTEGER NOT NULL,     -- 0 open, 1 committed, 2 abandoned, 3 fenced, 4 committing
-    last_seen INTEGER NOT NULL
+    last_seen INTEGER NOT NULL,
+    writer    BLOB,                 -- null: this host
+    strict    INTEGER NOT NULL DEFAULT 0 -- 1: proven to rely on nothing but the writer's own and what is verified
 );
 
 -- What an open session was promised.
@@ -101,7 +106,8 @@ CREATE TABLE snapshots (
     id       BLOB NOT NULL UNIQUE,
     vm       TEXT NOT NULL,
     time     INTEGER NOT NULL,
-    document BLOB NOT NULL
+    document BLOB NOT NULL,
+    writer   BLOB                   -- whose strict session it was; null: another's, or an ordinary one
 );
 
 CREATE TABLE roots (

@@ -5,9 +5,10 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::lookup::is_live_root;
 use super::record::SessionState;
 use super::retired::is_affected_root;
+use super::strict::is_own_root;
 use super::{Catalog, Outcome, expect, from_sql, to_sql};
 use crate::error::{Error, Result};
-use crate::id::{NodeId, Root, SessionId};
+use crate::id::{NodeId, Root, SessionId, WriterId};
 
 impl Catalog {
     /// Opens a session for a VM. Returns the time of its snapshot to be, in milliseconds since 1970: `now_ms`, or later if that
@@ -17,6 +18,20 @@ impl Catalog {
     /// # Errors
     /// [`Error::Session`] if the session is known and this is not such a repetition.
     pub fn open_session(&self, session: SessionId, vm: &str, now_ms: i64) -> Result<i64> {
+        self.open_session_of(None, session, vm, now_ms)
+    }
+
+    /// As [`Catalog::open_session`], for a writer who is not this host.
+    ///
+    /// # Errors
+    /// As [`Catalog::open_session`].
+    pub fn open_session_of(
+        &self,
+        writer: Option<WriterId>,
+        session: SessionId,
+        vm: &str,
+        now_ms: i64,
+    ) -> Result<i64> {
         self.write("open a session", |transaction| {
             let known: Option<(i64, String, i64)> = transaction
                 .prepare_cached("SELECT state, vm, opened_at FROM sessions WHERE id = ?1")?
@@ -35,9 +50,17 @@ impl Catalog {
                 |row| row.get(0),
             )?;
             transaction.execute(
-                "INSERT INTO sessions (id, vm, opened_at, epoch, state, last_seen)
-                 SELECT ?1, ?2, ?3, epoch, ?4, ?5 FROM meta",
-                params![session.as_bytes(), vm, time, SessionState::Open.code(), now_ms],
+                "INSERT INTO sessions (id, vm, opened_at, epoch, state, last_seen, writer, strict)
+                 SELECT ?1, ?2, ?3, epoch, ?4, ?5, ?6, ?7 FROM meta",
+                params![
+                    session.as_bytes(),
+                    vm,
+                    time,
+                    SessionState::Open.code(),
+                    now_ms,
+                    writer.as_ref().map(|w| &w.as_bytes()[..]),
+                    self.is_strict(),
+                ],
             )?;
             Ok(time)
         })
@@ -80,7 +103,12 @@ impl Catalog {
                 return Err(state.refuse(session).into());
             }
             let state = SessionState::Committing.code();
-            transaction.execute("UPDATE sessions SET state = ?2 WHERE session = ?1", params![row, state])?;
+            // What it was promised before the repository became a strict one counts for less.
+            let strict = self.is_strict();
+            transaction.execute(
+                "UPDATE sessions SET state = ?2, strict = (strict AND ?3) WHERE session = ?1",
+                params![row, state, strict],
+            )?;
             Ok(())
         })
     }
@@ -127,7 +155,11 @@ impl Catalog {
                 let size = to_sql(root.size);
                 let live = match &root.node {
                     Some(node) => {
-                        is_live_root(transaction, node, size)? && !is_affected_root(transaction, node)?
+                        let live = match self.is_strict() {
+                            true => is_own_root(transaction, row, node, size)?,
+                            false => is_live_root(transaction, node, size)?,
+                        };
+                        live && !is_affected_root(transaction, node)?
                     }
                     None => true,
                 };

@@ -39,6 +39,12 @@ impl Catalog {
             }
             if stored.is_none() {
                 insert(transaction, record)?;
+                // Whatever hangs from it is the writer's own, or verified.
+                transaction.execute(
+                    "UPDATE snapshots SET writer = (SELECT writer FROM sessions WHERE session = ?2 AND strict)
+                     WHERE id = ?1",
+                    params![record.snapshot.as_bytes(), row],
+                )?;
             }
             prove_packs(transaction, row, proven)?;
             close(transaction, row, SessionState::Committed)?;

@@ -6,7 +6,8 @@ use rusqlite::Transaction;
 
 use super::collection::packs_of_open_sessions;
 use super::lookup::kind_of;
-use super::record::PackState;
+use super::record::{Origin, PackState};
+use super::strict::origin_of;
 use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName};
@@ -44,6 +45,8 @@ pub struct PackUse {
     pub held: bool,
     /// Something in it was found damaged.
     pub suspected: bool,
+    /// How far it is to be relied on.
+    pub origin: Origin,
 }
 
 impl PackUse {
@@ -84,8 +87,8 @@ impl Catalog {
             let mut survey = Survey::default();
             let mut packs = packs(transaction, &mut survey.last_row)?;
             let damaged = Damaged::read(transaction)?;
-            survey_chunks(transaction, marks, &damaged, &mut packs, &mut survey)?;
-            survey_nodes(transaction, marks, &damaged, &mut packs, &mut survey)?;
+            survey_chunks(transaction, marks, &damaged, &mut packs, &mut survey, self.is_strict())?;
+            survey_nodes(transaction, marks, &damaged, &mut packs, &mut survey, self.is_strict())?;
             survey.shared = shared(&packs);
             for (row, (pack, proven)) in (0..).zip(packs).filter_map(|(row, pack)| Some((row, pack.known?))) {
                 if pack.held && pack.kind == PackKind::Nodes {
@@ -113,7 +116,7 @@ struct Row {
 fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>> {
     let mut find = transaction.prepare_cached(&format!(
         "SELECT pack, name, kind, size, entries, state, proven, pack IN ({}),
-                pack IN (SELECT pack FROM retired) FROM packs ORDER BY pack",
+                pack IN (SELECT pack FROM retired), verified, writer FROM packs ORDER BY pack",
         packs_of_open_sessions()
     ))?;
     let mut rows = find.query(())?;
@@ -136,6 +139,7 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
             state,
             held: row.get(7)?,
             suspected: row.get(8)?,
+            origin: origin_of((row.get(9)?, row.get(10)?))?,
         };
         let at = expect(usize::try_from(at).ok(), "pack row")?;
         packs.resize(packs.len().max(at + 1), Row::default());
@@ -146,9 +150,10 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
 
 /// The places of a living id. Of those that are in use and not known to be damaged, the oldest counts; if all are known to be damaged, every
 /// one of them: whoever said so may have been wrong, and one may be all that is left.
-#[derive(Default)]
 struct Keeper {
     places: Vec<Place>,
+    /// Writers do not trust each other.
+    strict: bool,
 }
 
 /// Ordered from the best to the worst.
@@ -161,6 +166,10 @@ struct Place {
 }
 
 impl Keeper {
+    const fn new(strict: bool) -> Self {
+        Self { places: Vec::new(), strict }
+    }
+
     fn offer(&mut self, packs: &[Row], place: Place) {
         if let Some((pack, _)) = known(packs, place.row) {
             let condemned = place.condemned || pack.state != PackState::Live;
@@ -169,21 +178,49 @@ impl Keeper {
     }
 
     fn settle(&mut self, packs: &mut [Row], live_entries: &mut u64) {
+        match self.strict {
+            true => self.settle_apart(packs, live_entries),
+            false => self.settle_together(packs, live_entries),
+        }
+        self.places.clear();
+    }
+
+    /// Writers do not trust each other: a verified copy serves all of them, any other only whoever stored it, damaged or not.
+    fn settle_apart(&mut self, packs: &mut [Row], live_entries: &mut u64) {
+        self.places.sort_unstable();
+        *live_entries += u64::from(!self.places.is_empty());
+        let origin = |place: &Place| known(packs, place.row).map_or(Origin::Unknown, |(pack, _)| pack.origin);
+        let places: Vec<(Origin, &Place)> = self.places.iter().map(|place| (origin(place), place)).collect();
+        let verified = places.iter().find(|(origin, place)| *origin == Origin::Verified && !place.damaged);
+        let mut keepers: Vec<(&Place, i64)> = Vec::new();
+        for (origin, place) in &places {
+            let first = places.iter().find(|(other, _)| other == origin && *other != Origin::Unknown);
+            let keeper = verified.or(first).map_or(place.row, |(_, keeper)| keeper.row);
+            keepers.push((place, keeper));
+        }
+        for (place, keeper) in keepers {
+            count(packs, place, keeper);
+        }
+    }
+
+    fn settle_together(&mut self, packs: &mut [Row], live_entries: &mut u64) {
         let Some(&Place { damaged: all_damaged, row: best, .. }) = self.places.iter().min() else { return };
         *live_entries += 1;
         for place in &self.places {
-            if place.row == best || all_damaged {
-                let row = usize::try_from(place.row).ok().and_then(|row| packs.get_mut(row));
-                if let Some((pack, _)) = row.and_then(|row| row.known.as_mut()) {
-                    pack.live_entries += 1;
-                    pack.live_bytes += place.bytes;
-                }
-            } else if let Some(row) = usize::try_from(best).ok().and_then(|row| packs.get_mut(row)) {
-                // With the one that counts: it stays, or is read when it is copied.
-                row.shares_with.insert(place.row);
-            }
+            count(packs, place, if all_damaged { place.row } else { best });
         }
-        self.places.clear();
+    }
+}
+
+/// Counts a place as alive if it is its own `keeper`.
+fn count(packs: &mut [Row], place: &Place, keeper: i64) {
+    let Some(row) = usize::try_from(keeper).ok().and_then(|row| packs.get_mut(row)) else { return };
+    if place.row != keeper {
+        // With the one that counts: it stays, or is read when it is copied.
+        row.shares_with.insert(place.row);
+    } else if let Some((pack, _)) = &mut row.known {
+        pack.live_entries += 1;
+        pack.live_bytes += place.bytes;
     }
 }
 
@@ -224,12 +261,13 @@ fn survey_chunks(
     damaged: &Damaged,
     packs: &mut [Row],
     survey: &mut Survey,
+    strict: bool,
 ) -> Outcome<()> {
     let mut all = transaction.prepare_cached(
         "SELECT id, pack, payload_length, condemned IS NOT NULL FROM chunks ORDER BY id, pack",
     )?;
     let mut rows = all.query(())?;
-    let (mut current, mut live, mut keeper) = ([0; 32], false, Keeper::default());
+    let (mut current, mut live, mut keeper) = ([0; 32], false, Keeper::new(strict));
     while let Some(row) = rows.next()? {
         let id = row.get_ref(0)?.as_blob().unwrap_or_default();
         if id != current {
@@ -253,12 +291,13 @@ fn survey_nodes(
     damaged: &Damaged,
     packs: &mut [Row],
     survey: &mut Survey,
+    strict: bool,
 ) -> Outcome<()> {
     let mut all = transaction.prepare_cached(
         "SELECT id, pack, payload_length, condemned IS NOT NULL FROM nodes ORDER BY id, pack",
     )?;
     let mut rows = all.query(())?;
-    let (mut current, mut live, mut keeper) = (NodeId::new([0; 32]), false, Keeper::default());
+    let (mut current, mut live, mut keeper) = (NodeId::new([0; 32]), false, Keeper::new(strict));
     while let Some(row) = rows.next()? {
         let id = expect(NodeId::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default()), "node id")?;
         if id != current {

@@ -6,7 +6,7 @@ use crate::catalog::{Held, Marked};
 use crate::id::{ChunkId, NodeId};
 use crate::pack::PackKind;
 use crate::progress::Progress;
-use crate::repository::NodeReader;
+use crate::repository::{NodeReader, Whose};
 use crate::tree::{Node, Run};
 use crate::{Error, Result};
 
@@ -24,6 +24,8 @@ pub(crate) struct Marks {
     /// Chunks marked since [`Marks::start_recording`]; `None` before.
     late: Option<Vec<ChunkId>>,
     late_nodes: Vec<NodeId>,
+    /// Nodes that only such are known to name of which there are several contents.
+    doubtful: HashSet<NodeId>,
     open: Vec<NodeId>,
 }
 
@@ -58,20 +60,64 @@ impl Marks {
             if self.late.is_some() {
                 self.late_nodes.extend(&batch);
             }
-            for (bytes, id) in nodes.read(&batch).await?.iter().zip(&batch) {
-                match Node::decode(bytes).map_err(|what| Error::damaged(format!("node {id}"), what))? {
-                    Node::Inner { children, .. } => self.open.extend(children.iter().flatten()),
-                    Node::Leaf(runs) => runs.iter().for_each(|run| {
-                        if let Run::Chunk(_, id) = run {
-                            self.mark_chunk(id);
-                        }
-                    }),
+            if nodes.are_doubtful() {
+                self.walk_copies(nodes, &batch).await?;
+            } else {
+                for (bytes, id) in nodes.read(&batch).await?.iter().zip(&batch) {
+                    self.mark_below(decoded(id, bytes)?, false);
                 }
             }
             progress.advance(batch.len() as u64);
         }
         self.chunks.settle();
         Ok(())
+    }
+
+    /// Writers do not trust each other: what one stored as a node is not what another relies on. All that any of them relies on is alive.
+    /// What only a node with several contents names need not exist.
+    async fn walk_copies(&mut self, nodes: &NodeReader, batch: &[NodeId]) -> Result<()> {
+        for (id, copies) in batch.iter().zip(nodes.copies(batch, Whose::Anybody).await?) {
+            let doubtful = self.doubtful.contains(id);
+            let mut read: Vec<Node> = Vec::new();
+            let mut failed = None;
+            for bytes in &copies {
+                match decoded(id, bytes) {
+                    Ok(node) => read.push(node),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            match failed {
+                Some(error) if read.is_empty() && !doubtful => return Err(error),
+                None if copies.is_empty() && !doubtful => {
+                    return Err(Error::Missing { object: format!("node {id}") });
+                }
+                _ if read.is_empty() => drop(self.nodes.remove(id)),
+                _ => {}
+            }
+            let doubtful = doubtful || copies.len() > 1;
+            read.into_iter().for_each(|node| self.mark_below(node, doubtful));
+        }
+        Ok(())
+    }
+
+    fn mark_below(&mut self, node: Node, doubtful: bool) {
+        match node {
+            Node::Inner { children, .. } => {
+                for child in children.iter().flatten() {
+                    match doubtful {
+                        true if !self.nodes.contains(child) => drop(self.doubtful.insert(*child)),
+                        true => {}
+                        false => drop(self.doubtful.remove(child)),
+                    }
+                    self.open.push(*child);
+                }
+            }
+            Node::Leaf(runs) => runs.iter().for_each(|run| {
+                if let Run::Chunk(_, id) = run {
+                    self.mark_chunk(id);
+                }
+            }),
+        }
     }
 
     fn mark_chunk(&mut self, id: &ChunkId) {
@@ -102,6 +148,10 @@ impl Marks {
             PackKind::Nodes => self.has_node(&NodeId::new(*id)),
         }
     }
+}
+
+fn decoded(id: &NodeId, bytes: &[u8]) -> Result<Node> {
+    Node::decode(bytes).map_err(|what| Error::damaged(format!("node {id}"), what))
 }
 
 impl Marked for Marks {

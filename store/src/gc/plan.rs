@@ -84,6 +84,7 @@ mod tests {
             state: PackState::Live,
             held,
             suspected: false,
+            origin: crate::catalog::Origin::Unknown,
         }
     }
 

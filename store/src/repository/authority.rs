@@ -6,15 +6,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Access, Repository, blocking};
+use super::{Access, Repository, Whose, blocking};
 use crate::authority::{
     Authority, Marked, RepairOptions, RepairReport, SessionGrant, StoredDocument, Withdrawal, Withdrawn,
 };
-use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals};
+use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals, Unverified};
 use crate::check::{CheckOptions, CheckReport};
 use crate::document;
 use crate::gc::{GcOptions, GcReport};
-use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId};
+use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SlotId, SnapshotId, WriterId};
 use crate::names::{self, ObjectName};
 use crate::pack::{self, PackId, PackKind};
 use crate::progress::Progress;
@@ -48,14 +48,21 @@ impl Repository {
         self.with_catalog(move |catalog| catalog.forgotten_object_is_gone(snapshot)).await
     }
 
-    /// Begins a backup of `vm` in a session whose id the caller has chosen. Asked again while it is open, the answer is the same.
+    /// Begins a backup of `vm` in a session whose id the caller has chosen. Asked again while it is open, the answer is the same. `writer` is
+    /// who stores what comes in it, if that is not this host.
     ///
     /// # Errors
     /// [`Error::Session`] if the session has ended, or is another VM's; otherwise as [`Authority::open_session`].
-    pub async fn open_session_as(&self, session: SessionId, vm: &str) -> Result<SessionGrant> {
+    pub async fn open_session_as(
+        &self,
+        writer: Option<WriterId>,
+        session: SessionId,
+        vm: &str,
+    ) -> Result<SessionGrant> {
         self.writable()?;
         let (vm, now) = (vm.to_owned(), (self.clock)());
-        let assigned = self.with_catalog(move |catalog| catalog.open_session(session, &vm, now)).await?;
+        let opened = move |catalog: &Catalog| catalog.open_session_of(writer, session, &vm, now);
+        let assigned = self.with_catalog(opened).await?;
         Ok(SessionGrant { session, time: Timestamp::from_milliseconds(assigned)? })
     }
 
@@ -92,7 +99,7 @@ impl Authority for Repository {
     }
 
     async fn open_session(&self, vm: &str) -> Result<SessionGrant> {
-        self.open_session_as(SessionId::random(), vm).await
+        self.open_session_as(None, SessionId::random(), vm).await
     }
 
     async fn have_chunks(&self, session: SessionId, ids: &[ChunkId]) -> Result<Vec<bool>> {
@@ -236,6 +243,11 @@ impl Authority for Repository {
         self.nodes.read(ids).await
     }
 
+    async fn node_copies(&self, id: NodeId) -> Result<Vec<Bytes>> {
+        let copies = self.nodes.copies(&[id], Whose::Anybody).await?.pop().unwrap_or_default();
+        if copies.is_empty() { Err(missing(&id)) } else { Ok(copies) }
+    }
+
     async fn locate_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
         let ids = ids.to_vec();
         self.with_catalog(move |catalog| catalog.locate_chunks(&ids)).await
@@ -261,6 +273,18 @@ impl Authority for Repository {
         self.take_out_of_use(damage).await
     }
 
+    async fn unverified(&self) -> Result<Vec<Unverified>> {
+        self.with_catalog(Catalog::unverified_packs).await
+    }
+
+    async fn read_whole(&self, pack: PackId) -> Result<Bytes> {
+        self.backend.get(&pack.to_string()).await
+    }
+
+    async fn vouch(&self, packs: &[PackName]) -> Result<u64> {
+        self.vouched(packs).await
+    }
+
     async fn marked(&self) -> Result<Vec<Marked>> {
         super::damage::marks(&self.backend).await
     }
@@ -268,6 +292,16 @@ impl Authority for Repository {
     async fn repair(&self, options: &RepairOptions, progress: &dyn Progress) -> Result<RepairReport> {
         self.repaired(options, progress).await
     }
+}
+
+/// Of each node the copy that its writer may rely on.
+fn trusted(ids: &[NodeId], copies: Vec<Vec<Bytes>>) -> Result<Vec<Bytes>> {
+    let of = |(id, copies): (&NodeId, Vec<Bytes>)| copies.into_iter().next().ok_or_else(|| missing(id));
+    ids.iter().zip(copies).map(of).collect()
+}
+
+fn missing(id: &NodeId) -> Error {
+    Error::Missing { object: format!("node {id}") }
 }
 
 /// What the catalog and the node packs say about one session.
@@ -293,8 +327,16 @@ impl Facts for SessionFacts<'_> {
         self.repository.with_catalog(move |catalog| catalog.known_chunks(session, &ids)).await
     }
 
+    fn promises_are_shallow(&self) -> bool {
+        self.repository.catalog.is_strict()
+    }
+
     async fn read(&self, ids: &[NodeId]) -> Result<Vec<Node>> {
-        let encodings = self.repository.nodes.read(ids).await?;
+        let nodes = &self.repository.nodes;
+        let encodings = match self.repository.catalog.is_strict() {
+            true => trusted(ids, nodes.copies(ids, Whose::Session(self.session)).await?)?,
+            false => nodes.read(ids).await?,
+        };
         encodings
             .iter()
             .zip(ids)

@@ -17,11 +17,11 @@ use futures::{StreamExt, stream};
 use super::damage::Verdict;
 use super::{Repository, deletions, sync};
 use crate::backend::Backend;
-use crate::catalog::{Catalog, PackRecord, PackUse, Retired, Settled, Survey};
-use crate::gc::{Count, Forward, GcOptions, GcReport, Marks, Plan, groups, plan};
+use crate::catalog::{Catalog, PackUse, Retired, Settled, Survey};
+use crate::gc::{Count, GcOptions, GcReport, Marks, Plan, plan};
 use crate::id::PackName;
 use crate::names;
-use crate::pack::{FinishedPack, PackId, PackKind, TARGET_LENGTH};
+use crate::pack::{PackId, TARGET_LENGTH};
 use crate::progress::{Progress, Silent};
 use crate::sabotage::{Rule, broken};
 use crate::{Error, Result};
@@ -187,100 +187,6 @@ impl Repository {
         Ok(sound)
     }
 
-    /// Copies what is alive out of the packs that are to be copied, and publishes the new ones.
-    async fn copy_forward(
-        &self,
-        plan: Plan,
-        marks: &Marks,
-        progress: &dyn Progress,
-        report: &mut GcReport,
-    ) -> Result<Copies> {
-        count_kept(&plan.keep, report);
-        let leaving: HashSet<PackName> = plan.drop.iter().chain(&plan.copy).map(|pack| pack.name).collect();
-        let mut copies = Copies { leaving: plan.drop, nodes: Vec::new(), met_damage: false };
-        progress.phase("copying", Some(plan.copy.iter().map(|pack| pack.live_bytes).sum()));
-        for kind in [PackKind::Data, PackKind::Nodes] {
-            let of_kind: Vec<PackUse> = plan.copy.iter().filter(|pack| pack.kind == kind).cloned().collect();
-            for group in groups(&of_kind, u64::from(TARGET_LENGTH)) {
-                self.copy_group(kind, group, &leaving, marks, &mut copies, report).await?;
-                progress.advance(group.iter().map(|pack| pack.live_bytes).sum());
-            }
-        }
-        Ok(copies)
-    }
-
-    async fn copy_group(
-        &self,
-        kind: PackKind,
-        group: &[PackUse],
-        leaving: &HashSet<PackName>,
-        marks: &Marks,
-        copies: &mut Copies,
-        report: &mut GcReport,
-    ) -> Result<()> {
-        let mut forward = Forward::new(kind, self.id);
-        for pack in group {
-            let id = PackId::new(kind, pack.name);
-            let read = match self.backend.get(&id.to_string()).await {
-                Ok(bytes) => Forward::ids(&id, &bytes).map(|ids| (ids, bytes)),
-                Err(error) => Err(error),
-            };
-            let (ids, bytes) = match read {
-                Ok(read) => read,
-                // It may be all that is left of what it holds, and is not relied on while there is anything else.
-                Err(error) if error.is_damage() => {
-                    report.damaged.push(error.to_string());
-                    copies.met_damage = true;
-                    let damaged = Retired::Pack(pack.name);
-                    self.with_catalog(move |catalog| catalog.retire(&[damaged])).await?;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if !forward.has_room(&id, &bytes)? {
-                let full = std::mem::replace(&mut forward, Forward::new(kind, self.id));
-                self.publish(kind, full.finish()?, copies, report).await?;
-            }
-            let alive: Vec<[u8; 32]> = ids.into_iter().filter(|id| marks.has(kind, id)).collect();
-            let (others, leaving) = (alive.clone(), leaving.clone());
-            let elsewhere =
-                self.with_catalog(move |catalog| catalog.has_other_home(kind, &others, &leaving)).await?;
-            let alive: HashSet<[u8; 32]> = alive
-                .into_iter()
-                .zip(elsewhere)
-                .filter(|(_, elsewhere)| !elsewhere)
-                .map(|(id, _)| id)
-                .collect();
-            forward.take(&id, &bytes, &alive)?;
-            copies.leaving.push(pack.clone());
-        }
-        self.publish(kind, forward.finish()?, copies, report).await
-    }
-
-    /// Stores copies, and lets them be found.
-    async fn publish(
-        &self,
-        kind: PackKind,
-        packs: Vec<FinishedPack>,
-        copies: &mut Copies,
-        report: &mut GcReport,
-    ) -> Result<()> {
-        for FinishedPack { id, bytes, entries } in packs {
-            self.ownership.still_ours(&self.backend).await?;
-            let size = bytes.len() as u64;
-            self.with_catalog(move |catalog| catalog.expect_copy(&id)).await?;
-            self.backend.put(&id.to_string(), bytes).await?;
-            let record = PackRecord { name: id.name, kind, size, entries };
-            self.with_catalog(move |catalog| catalog.import_pack(&record)).await?;
-            report.copied_to.add(size);
-            report.kept.add(size);
-            if kind == PackKind::Nodes {
-                copies.nodes.push(id.name);
-            }
-        }
-        Ok(())
-    }
-
     /// Marks what came to be held since, until nothing has, and decides.
     async fn settle(&self, mut survey: Survey, mut marks: Marks) -> Result<u64> {
         marks.start_recording();
@@ -380,16 +286,7 @@ async fn delete(backend: Backend, pack: PackId, wrong: bool) -> Result<()> {
     }
 }
 
-/// What leaves, and what was made of it.
-#[derive(Debug)]
-struct Copies {
-    leaving: Vec<PackUse>,
-    nodes: Vec<PackName>,
-    /// A pack was found damaged: it is out of use now, and all of this was planned without knowing it.
-    met_damage: bool,
-}
-
-fn count_kept(kept: &[PackUse], report: &mut GcReport) {
+pub(super) fn count_kept(kept: &[PackUse], report: &mut GcReport) {
     for pack in kept {
         report.kept.add(pack.size);
         report.unused += pack.unused();

@@ -21,7 +21,7 @@ const PLACES: usize = 4096;
 
 impl Repository {
     /// Whether what is found may be recorded: this host owns the repository.
-    fn is_ours(&self) -> bool {
+    pub(super) fn is_ours(&self) -> bool {
         self.ownership.generation() > 0
     }
 
@@ -56,6 +56,9 @@ impl Repository {
         let mut places: Vec<(PackId, [u8; 32])> = (damage.chunks.iter())
             .map(|(id, pack)| (PackId::new(PackKind::Data, *pack), *id.as_bytes()))
             .collect();
+        places.extend(
+            damage.node_copies.iter().map(|(id, pack)| (PackId::new(PackKind::Nodes, *pack), *id.as_bytes())),
+        );
         let nodes = damage.nodes.clone();
         let found = self.with_catalog(move |catalog| catalog.locate_nodes(&nodes)).await?;
         for (id, found) in damage.nodes.iter().zip(found) {

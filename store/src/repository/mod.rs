@@ -5,10 +5,12 @@ mod claims;
 mod collect;
 mod damage;
 mod deletions;
+mod forward;
 mod nodes;
 mod owner;
 mod rebuild;
 mod retired;
+mod strict;
 mod sync;
 
 use std::fmt;
@@ -26,7 +28,7 @@ use crate::names;
 use crate::snapshot::{Descriptor, Timestamp};
 use crate::{Error, Result};
 
-pub(crate) use nodes::NodeReader;
+pub(crate) use nodes::{NodeReader, Whose};
 pub use owner::Access;
 pub use rebuild::RebuildReport;
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::blocking;
 use crate::backend::Backend;
 use crate::catalog::{Catalog, Location};
-use crate::id::NodeId;
+use crate::id::{NodeId, PackName, SessionId};
 use crate::pack::{self, PackId, PackKind};
 use crate::restore::{coalesce, frame_range};
 use crate::{Error, Result};
@@ -19,6 +19,18 @@ const CACHE: usize = 24 << 20;
 const GAP: u64 = 64 << 10;
 /// No single read is longer than this.
 const LONGEST: u64 = 4 << 20;
+
+/// Copies of one node that are looked at: one of each writer.
+const COPIES: usize = 256;
+
+/// Who is to rely on what is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Whose {
+    /// A session, and so what it may rely on.
+    Session(SessionId),
+    /// Nobody is known: all that somebody may rely on.
+    Anybody,
+}
 
 /// Two generations: when the young one is full it becomes the old one, and the old one goes.
 #[derive(Debug, Default)]
@@ -65,7 +77,10 @@ impl NodeReader {
     pub(crate) async fn read(&self, ids: &[NodeId]) -> Result<Vec<Bytes>> {
         let mut found: HashMap<NodeId, Bytes> = HashMap::with_capacity(ids.len());
         let mut missing = Vec::new();
-        {
+        if self.catalog.is_strict() {
+            // What was read may be withdrawn since, and another copy be the genuine one.
+            missing.extend(ids);
+        } else {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for id in ids {
                 match cache.get(id) {
@@ -88,6 +103,71 @@ impl NodeReader {
         ids.iter()
             .map(|id| found.get(id).cloned().ok_or_else(|| Error::Missing { object: format!("node {id}") }))
             .collect()
+    }
+
+    /// Whether a node may have several contents, because writers do not trust each other.
+    pub(crate) fn are_doubtful(&self) -> bool {
+        self.catalog.is_strict()
+    }
+
+    /// Different contents that are stored for each node, the best first; none if it is nowhere. In a repository whose writers trust each
+    /// other there is one. Copies that are damaged are left out while there is another.
+    pub(crate) async fn copies(&self, ids: &[NodeId], whose: Whose) -> Result<Vec<Vec<Bytes>>> {
+        let mut gone = None;
+        loop {
+            let (catalog, wanted) = (Arc::clone(&self.catalog), ids.to_vec());
+            let places = blocking(move || match whose {
+                Whose::Session(session) => catalog.trusted_nodes(session, &wanted),
+                Whose::Anybody => catalog.node_copies(&wanted),
+            });
+            match self.contents(ids, &places.await?).await {
+                // A collection may have moved some since they were looked up.
+                Err(Error::Missing { object }) if gone.as_ref() != Some(&object) => gone = Some(object),
+                contents => return contents,
+            }
+        }
+    }
+
+    async fn contents(&self, ids: &[NodeId], places: &[Vec<Location>]) -> Result<Vec<Vec<Bytes>>> {
+        let mut wanted: Vec<(usize, NodeId, Location)> = Vec::new();
+        for ((at, id), places) in ids.iter().enumerate().zip(places) {
+            wanted.extend(places.iter().take(COPIES).map(|place| (at, *id, *place)));
+        }
+        // Stable: of one node's copies in one pack the better one stays first.
+        wanted.sort_by_key(|(_, _, place)| (place.pack, place.offset));
+        let mut read: HashMap<(usize, PackName, u32), Bytes> = HashMap::new();
+        let mut failed: HashMap<usize, Error> = HashMap::new();
+        for pack in wanted.chunk_by(|a, b| a.2.pack == b.2.pack) {
+            let ranges: Vec<_> = pack.iter().map(|(_, _, place)| frame_range(place)).collect();
+            for group in coalesce(&ranges, GAP, LONGEST) {
+                let asked: Vec<_> = pack[group.clone()].iter().map(|(_, id, place)| (*id, *place)).collect();
+                let together = self.frames(&asked).await;
+                for (n, (at, id, place)) in pack[group].iter().enumerate() {
+                    let node = match &together {
+                        Ok(nodes) => Ok(nodes[n].clone()),
+                        Err(_) => self.frames(&[(*id, *place)]).await.map(|mut nodes| nodes.remove(0)),
+                    };
+                    match node {
+                        Ok(node) => drop(read.insert((*at, place.pack, place.offset), node)),
+                        Err(error) if error.is_damage() => drop(failed.entry(*at).or_insert(error)),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        let mut all = Vec::with_capacity(ids.len());
+        for (at, places) in places.iter().enumerate() {
+            let mut copies: Vec<Bytes> = Vec::new();
+            for place in places {
+                let copy = read.remove(&(at, place.pack, place.offset));
+                copies.extend(copy.filter(|copy| !copies.contains(copy)));
+            }
+            match failed.remove(&at) {
+                Some(error) if copies.is_empty() => return Err(error),
+                _ => all.push(copies),
+            }
+        }
+        Ok(all)
     }
 
     async fn fetch(&self, ids: Vec<NodeId>, found: &mut HashMap<NodeId, Bytes>) -> Result<()> {
@@ -115,19 +195,28 @@ impl NodeReader {
         group: &[(NodeId, Location)],
         found: &mut HashMap<NodeId, Bytes>,
     ) -> Result<()> {
-        let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
-        let pack = PackId::new(PackKind::Nodes, first.1.pack);
-        let start = frame_range(&first.1).start;
-        let bytes = self.backend.get_range(&pack.to_string(), start..frame_range(&last.1).end).await?;
-        for (id, location) in group {
-            let range = frame_range(location);
-            let frame = bytes.slice((range.start - start) as usize..(range.end - start) as usize);
-            let node =
-                frame.slice_ref(pack::parse_frame(&pack, &frame, &location.entry(*id.as_bytes()))?.payload);
+        let nodes = self.frames(group).await?;
+        for ((id, _), node) in group.iter().zip(nodes) {
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(*id, Bytes::copy_from_slice(&node));
             found.insert(*id, node);
         }
         Ok(())
+    }
+
+    /// What lies at these places of one pack, read at once.
+    async fn frames(&self, group: &[(NodeId, Location)]) -> Result<Vec<Bytes>> {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(Vec::new()) };
+        let pack = PackId::new(PackKind::Nodes, first.1.pack);
+        let start = frame_range(&first.1).start;
+        let bytes = self.backend.get_range(&pack.to_string(), start..frame_range(&last.1).end).await?;
+        let mut nodes = Vec::with_capacity(group.len());
+        for (id, location) in group {
+            let range = frame_range(location);
+            let frame = bytes.slice((range.start - start) as usize..(range.end - start) as usize);
+            let payload = pack::parse_frame(&pack, &frame, &location.entry(*id.as_bytes()))?.payload;
+            nodes.push(frame.slice_ref(payload));
+        }
+        Ok(nodes)
     }
 
     /// A node whose first place failed may have others; the first failure is reported if none serves.

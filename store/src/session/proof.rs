@@ -20,6 +20,8 @@ pub(crate) trait Facts: Send + Sync {
     async fn pinned_nodes(&self, ids: &[NodeId]) -> Result<Vec<bool>>;
     /// Which chunks are in this session's packs or pinned by it.
     async fn known_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>>;
+    /// Whether a promise says nothing of what hangs below a node: then that is proven, too.
+    fn promises_are_shallow(&self) -> bool;
     /// The content of stored nodes.
     async fn read(&self, ids: &[NodeId]) -> Result<Vec<Node>>;
 }
@@ -95,6 +97,7 @@ async fn prove_batch(
         match (own, pinned) {
             // Its own nodes are walked even if they were promised back to it: nobody has proven them yet.
             (true, _) => new.push(claim),
+            (false, true) if facts.promises_are_shallow() => new.push(claim),
             (false, true) => {}
             (false, false) => {
                 return Ok(Err(format!(

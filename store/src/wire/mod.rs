@@ -16,7 +16,9 @@ mod words;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{SessionId, SlotId};
+use crate::catalog::Unverified;
+use crate::id::{PackName, SessionId, SlotId};
+use crate::pack::{PackId, PackKind};
 
 pub use documents::{decode_documents, encode_documents};
 pub use ids::{IdKind, MAXIMUM_IDS, WireId, decode_bitmap, decode_ids, encode_bitmap, encode_ids};
@@ -44,6 +46,30 @@ pub struct OpenedSession {
     pub session: SessionId,
     /// The snapshot's time, in milliseconds since 1970.
     pub time_ms: i64,
+}
+
+/// A pack that nobody with keys has verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedPack {
+    /// It holds tree nodes.
+    pub nodes: bool,
+    /// SHA-256 of the object.
+    pub name: PackName,
+    /// Bytes of the object.
+    pub size: u64,
+}
+
+impl From<ListedPack> for Unverified {
+    fn from(listed: ListedPack) -> Self {
+        let kind = if listed.nodes { PackKind::Nodes } else { PackKind::Data };
+        Self { pack: PackId::new(kind, listed.name), size: listed.size }
+    }
+}
+
+impl From<Unverified> for ListedPack {
+    fn from(Unverified { pack, size }: Unverified) -> Self {
+        Self { nodes: pack.kind == PackKind::Nodes, name: pack.name, size }
+    }
 }
 
 /// The documents of a repository to be made. They are texts.

@@ -155,6 +155,7 @@ pub fn json_seeds() -> Vec<Seed> {
     let withdrawal = Withdrawal {
         chunks: vec![(ChunkId::new([1; 32]), PackName::new([2; 32]))],
         nodes: vec![NodeId::new([3; 32])],
+        node_copies: vec![(NodeId::new([4; 32]), PackName::new([2; 32]))],
         roots: vec![root],
     };
     let slot = NewSlot { slot: SlotId::new(*b"its slot"), document: "{}".into() };

@@ -10,13 +10,15 @@ use bytes::Bytes;
 use underlay_store::authority::{
     Authority, Marked, RepairOptions, RepairReport, SessionGrant, StoredDocument, Withdrawal, Withdrawn,
 };
-use underlay_store::catalog::{Location, Totals};
+use underlay_store::catalog::{Location, Totals, Unverified};
 use underlay_store::check::{CheckOptions, CheckReport};
 use underlay_store::cut::{BLOCK, CutParameters, Cutter, Piece, REGION};
 use underlay_store::gc::{GcOptions, GcReport};
 use underlay_store::id::{ChunkId, NodeId, PackName, RepositoryId, Root, SessionId, SlotId, SnapshotId};
 use underlay_store::key::RestoreKey;
-use underlay_store::pack::{ChunkEncoder, FinishedPack, Frame, PackKind, PackWriter, parse, parse_frame};
+use underlay_store::pack::{
+    ChunkEncoder, FinishedPack, Frame, PackId, PackKind, PackWriter, parse, parse_frame,
+};
 use underlay_store::progress::Progress;
 use underlay_store::tree::{Editor, Node, NodeSource, Run};
 use underlay_store::{Error, Result};
@@ -312,6 +314,19 @@ impl Authority for Memory {
             .ok_or_else(|| Error::damaged(format!("pack {name}"), "it is cut off"))
     }
 
+    async fn node_copies(&self, id: NodeId) -> Result<Vec<Bytes>> {
+        Ok(self.nodes.get(&id).cloned().map(Bytes::from).into_iter().collect())
+    }
+
+    async fn unverified(&self) -> Result<Vec<Unverified>> {
+        unreachable!()
+    }
+    async fn read_whole(&self, _: PackId) -> Result<Bytes> {
+        unreachable!()
+    }
+    async fn vouch(&self, _: &[PackName]) -> Result<u64> {
+        unreachable!()
+    }
     async fn descriptor(&self) -> Result<Bytes> {
         unreachable!()
     }
