@@ -78,6 +78,7 @@ impl ChunkEncoder {
         let nonce = key.seal(&associated(&self.repository, id.as_bytes(), codec, plain_length), &mut payload);
         let frame = Frame { key: key.id(), codec, plain_length, id, nonce, payload };
         if let Some(verifier) = &mut self.verifier {
+            self.checked.resize(plain.len(), 0);
             verifier.open(key, &frame.as_frame_ref(), &mut self.checked).map_err(|_| Error::EncodeCheck)?;
         }
         Ok(frame)
@@ -140,25 +141,45 @@ impl ChunkDecoder {
         plain_length: u32,
         out: &mut Vec<u8>,
     ) -> Result<()> {
+        // No chunk is longer, whatever a tree says.
+        out.resize(plain_length.min(MAXIMUM_PLAIN_LENGTH) as usize, 0);
+        let result = self.decode_into(pack, key, frame, id, out);
+        if result.is_err() {
+            out.clear();
+        }
+        result
+    }
+
+    /// As [`Self::decode`], into memory of exactly the length (bytes) that the tree promises.
+    ///
+    /// # Errors
+    /// As there; what is in `out` is not to be used then.
+    pub fn decode_into(
+        &mut self,
+        pack: &PackId,
+        key: &DataKey,
+        frame: &FrameRef<'_>,
+        id: &ChunkId,
+        out: &mut [u8],
+    ) -> Result<()> {
         let result = if frame.id != *id.as_bytes() {
             Err("its frame holds another chunk")
-        } else if frame.plain_length != plain_length {
+        } else if frame.plain_length as usize != out.len() {
             Err("its frame holds a chunk of another length")
         } else {
             self.open(key, frame, out)
         };
         result.map_err(|what| {
-            out.clear();
             Error::damaged(format!("chunk {id} ({pack}, offset {} bytes)", frame.offset), what)
         })
     }
 
-    fn open(&mut self, key: &DataKey, frame: &FrameRef<'_>, out: &mut Vec<u8>) -> Result<(), &'static str> {
+    /// Into memory of the frame's plain length.
+    fn open(&mut self, key: &DataKey, frame: &FrameRef<'_>, out: &mut [u8]) -> Result<(), &'static str> {
         let aad = associated(&self.repository, &frame.id, frame.codec, frame.plain_length);
-        let length = frame.plain_length as usize;
         match frame.codec {
             Codec::None => {
-                if !key.open(&frame.nonce, &aad, frame.payload, out) {
+                if !key.open_into(&frame.nonce, &aad, frame.payload, out) {
                     return Err("it does not decrypt");
                 }
             }
@@ -166,16 +187,14 @@ impl ChunkDecoder {
                 if !key.open(&frame.nonce, &aad, frame.payload, &mut self.compressed) {
                     return Err("it does not decrypt");
                 }
-                out.clear();
-                out.reserve(length);
-                // Into what is reserved, without zeroing it first. Too much is found out below.
-                self.decompressor
+                let length = self
+                    .decompressor
                     .decompress_to_buffer(&self.compressed, out)
                     .map_err(|_| "it does not decompress to its length")?;
+                if length != out.len() {
+                    return Err("its plaintext has another length");
+                }
             }
-        }
-        if out.len() != length {
-            return Err("its plaintext has another length");
         }
         if self.backup.chunk_id(out).as_bytes() != &frame.id {
             return Err("its plaintext has another id");
