@@ -28,6 +28,7 @@ fn associated(repository: &RepositoryId, id: &[u8; 32], codec: Codec, plain_leng
 pub struct ChunkEncoder {
     repository: RepositoryId,
     compressor: Compressor<'static>,
+    level: i32,
     verifier: Option<ChunkDecoder>,
     checked: Vec<u8>,
 }
@@ -44,13 +45,9 @@ impl ChunkEncoder {
     /// # Errors
     /// [`Error::Invalid`] if Zstandard cannot be set up with this level.
     pub fn new(backup: &BackupKey, repository: RepositoryId, level: i32) -> Result<Self> {
-        let compressor = Compressor::new(level).map_err(|error| Error::Invalid {
-            what: "compression level",
-            value: level.to_string(),
-            rule: error.to_string(),
-        })?;
+        let compressor = Compressor::new(level).map_err(|error| level_refused(level, &error))?;
         let verifier = Some(ChunkDecoder::new(backup.clone(), repository)?);
-        Ok(Self { repository, compressor, verifier, checked: Vec::new() })
+        Ok(Self { repository, compressor, level, verifier, checked: Vec::new() })
     }
 
     /// Leaves out the verification. Bad memory will then end up in the repository.
@@ -58,6 +55,18 @@ impl ChunkEncoder {
     pub fn without_verification(mut self) -> Self {
         self.verifier = None;
         self
+    }
+
+    /// Compresses with another level from now on.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn set_level(&mut self, level: i32) -> Result<()> {
+        if level != self.level {
+            self.compressor.set_compression_level(level).map_err(|error| level_refused(level, &error))?;
+            self.level = level;
+        }
+        Ok(())
     }
 
     /// Compresses if that makes the chunk smaller, encrypts, then decrypts, decompresses and hashes again.
@@ -97,6 +106,10 @@ impl ChunkEncoder {
         payload.extend_from_slice(plain);
         Ok((Codec::None, payload))
     }
+}
+
+fn level_refused(level: i32, error: &io::Error) -> Error {
+    Error::Invalid { what: "compression level", value: level.to_string(), rule: error.to_string() }
 }
 
 /// Decodes chunks. One a thread: it keeps its decompressor and buffer.
@@ -200,5 +213,29 @@ impl ChunkDecoder {
             return Err("its plaintext has another id");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::RestoreKey;
+
+    #[test]
+    fn an_encoder_takes_another_level() {
+        let (key, repository) = (RestoreKey::generate(), RepositoryId::new([7; 16]));
+        let (data_key, _) = key.backup().seal_data_key(&repository).unwrap();
+        let number = |at: u32| (at.wrapping_mul(2_654_435_761) >> 22).to_string();
+        let plain = (0..2000).map(number).collect::<Vec<_>>().join(" ").into_bytes();
+        let id = key.backup().chunk_id(&plain);
+        let mut encoder = ChunkEncoder::new(key.backup(), repository, 1).unwrap();
+        let mut lengths = Vec::new();
+        for level in [1, 19, 1] {
+            encoder.set_level(level).unwrap();
+            // It verifies what it encodes.
+            lengths.push(encoder.encode(&data_key, id, &plain).unwrap().payload.len());
+        }
+        assert!(lengths[1] < lengths[0], "{lengths:?}");
+        assert_eq!(lengths[0], lengths[2]);
     }
 }
