@@ -66,7 +66,7 @@ pub struct BackupOptions {
     pub compression: Compression,
     /// Decode every chunk after encoding and compare, before it is uploaded.
     pub verify_encoding: bool,
-    /// Packs in flight at once; each takes about 32 MiB of memory.
+    /// Packs in flight at once; each takes about 36 MiB of memory.
     pub uploads: usize,
     /// Believe what this host remembers of layers it has read. Without it every layer is read.
     pub use_memos: bool,
