@@ -174,3 +174,24 @@ fn a_gigabyte_of_new_data_takes_bounded_memory() {
     println!("{} MiB peak, {:.1} s", peak_memory() / MIB, outcome.seconds);
     assert_memory_bounded();
 }
+
+/// What is stored besides packs of data (nodes, the snapshot, the claim) must not weigh on a backup of a third of a gigabyte.
+#[test]
+fn requests_for_a_third_of_a_gigabyte_are_few() {
+    let (_folder, lab) = on_disk();
+    let image = lab.path("vm.raw");
+    let file = File::create(&image).unwrap();
+    for at in 0..6 {
+        file.write_all_at(&noise(at, 61 * MIB), at * 61 * MIB).unwrap();
+    }
+    lab.traffic();
+    let outcome = lab.backup("vm", &image, Format::Raw).unwrap();
+    assert_eq!(outcome.bytes_new, 366 * MIB);
+    let traffic = lab.traffic();
+    let gibibytes = outcome.bytes_uploaded as f64 / (1024 * MIB) as f64;
+    // The claim was stored when the repository was made. A host that claims it anew stores one more.
+    let puts = (traffic.puts + 1) as f64;
+    println!("{puts} PUTs, {:.1} a GiB, {} MiB peak", puts / gibibytes, peak_memory() / MIB);
+    assert!(puts <= 40.0 * gibibytes, "{traffic:?} for {gibibytes:.3} GiB");
+    assert_memory_bounded();
+}

@@ -15,6 +15,17 @@ pub(super) struct DirtyRegion {
     pub blocks: Vec<Range<usize>>,
 }
 
+/// Bytes that are read around a change beside itself, in the mean and rounded up: the chunks that it touches.
+const AROUND: usize = 64 << 10;
+
+impl DirtyRegion {
+    /// Bytes of memory to read it into, about: all of the region if more than half of it will be needed.
+    pub fn memory(&self) -> usize {
+        let needed: usize = self.blocks.iter().map(|blocks| blocks.len() * BLOCK + AROUND).sum();
+        if needed > REGION / 2 { REGION } else { needed }
+    }
+}
+
 /// Splits ascending extents into regions.
 pub(super) struct DirtyRegions<I> {
     extents: I,

@@ -21,15 +21,18 @@ pub(super) struct Borrowed<'a> {
 }
 
 impl Encoders {
-    /// An encoder for this backup.
-    pub fn borrow(&self, context: &Context<'_>) -> Result<Borrowed<'_>, Error> {
+    /// An encoder for this backup that compresses with this level.
+    pub fn borrow(&self, context: &Context<'_>, level: i32) -> Result<Borrowed<'_>, Error> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let encoder = match kept {
-            Some(encoder) => encoder,
+            Some(mut encoder) => {
+                encoder.set_level(level)?;
+                encoder
+            }
             None => {
                 let options = context.options;
                 let repository = context.descriptor.repository;
-                let encoder = ChunkEncoder::new(context.key, repository, options.compression)?;
+                let encoder = ChunkEncoder::new(context.key, repository, level)?;
                 if options.verify_encoding { encoder } else { encoder.without_verification() }
             }
         };

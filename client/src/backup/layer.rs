@@ -1,11 +1,10 @@
 //! tree(layer) = apply(tree(layer below), the extents this layer allocates).
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
-use underlay_store::cut::{BLOCK, REGION, RecutRun, recut};
+use underlay_store::cut::{REGION, RecutRun, recut};
 use underlay_store::id::{ChunkId, Root};
 use underlay_store::tree::{Cursor, Editor, Node, Run, regions};
 
@@ -15,8 +14,10 @@ use super::region::Region;
 use super::uploads::{Asked, Uploads};
 use super::{BackupError, Context, DiskSource};
 
-/// Regions read and cut together: 2 MiB of memory each, and at most four batches are alive.
-const BATCH: usize = 8;
+/// Bytes of memory for the regions that are read and cut together. At most four batches are alive.
+const BATCH: usize = 16 << 20;
+/// Regions in a batch, however little of them is read: their leaves are in memory, too.
+const BATCH_REGIONS: usize = 256;
 
 /// A region after cutting, with the bytes of its new chunks.
 pub(super) struct CutRegion<'a> {
@@ -46,17 +47,26 @@ impl CutRegion<'_> {
     }
 }
 
-/// Buffers for regions, reused.
+/// Buffers for regions. Those for whole ones are reused: fresh pages cost as much as filling them.
 #[derive(Default)]
 struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 impl Buffers {
-    fn take(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_else(|| vec![0; REGION])
+    /// A buffer for a region that takes this many bytes.
+    fn take(&self, memory: usize) -> Vec<u8> {
+        let kept = if memory < REGION { None } else { self.kept().pop() };
+        kept.unwrap_or_else(|| Vec::with_capacity(memory))
     }
 
     fn give(&self, buffer: Vec<u8>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        // Small ones are not kept: were they used for more each time, all of them would be large in the end.
+        if buffer.capacity() >= REGION {
+            self.kept().push(buffer);
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,11 +113,11 @@ fn read<'a>(
     let mut seen = 0;
     loop {
         context.check_cancelled()?;
-        let batch: Vec<DirtyRegion> = dirty.by_ref().take(BATCH).collect::<Result<_, _>>()?;
+        let batch = next_batch(&mut dirty)?;
         let Some(last) = batch.last().map(|region| region.index) else { break };
         let old = old_runs(&mut cursor, &batch, nodes)?;
         let cut = batch.into_par_iter().zip(old).map(|(dirty, old)| {
-            let mut content = Region::new(chain, index, dirty.index, buffers.take());
+            let mut content = Region::new(chain, index, dirty.index, buffers.take(dirty.memory()));
             let runs = recut(&context.cutter, &old, &dirty.blocks, &mut content)?;
             let ids = runs.iter().filter_map(|run| match run {
                 RecutRun::Fresh { first, blocks } => {
@@ -128,6 +138,19 @@ fn read<'a>(
     }
     context.progress.advance(size - seen);
     Ok(())
+}
+
+/// The next regions that are worth a batch; none at the end.
+fn next_batch<E>(dirty: &mut impl Iterator<Item = Result<DirtyRegion, E>>) -> Result<Vec<DirtyRegion>, E> {
+    let (mut batch, mut memory) = (Vec::new(), 0);
+    while memory < BATCH
+        && batch.len() < BATCH_REGIONS
+        && let Some(region) = dirty.next().transpose()?
+    {
+        memory += region.memory();
+        batch.push(region);
+    }
+    Ok(batch)
 }
 
 /// What the tree below has in these regions.
@@ -177,7 +200,7 @@ fn write(
         let Some((batch, wanted)) = answered.transpose()? else { if ended { break } else { continue } };
         uploads.chunks(&batch, wanted)?;
         for cut in batch {
-            debug_assert!(cut.index < regions(size) && cut.content.bytes(0..1).len() <= BLOCK);
+            debug_assert!(cut.index < regions(size));
             let leaf = cut.leaf().map(|leaf| nodes.put(&leaf));
             editor.set(cut.index, leaf, &mut source, &mut sink, misplaced)?;
             buffers.give(cut.content.into_buffer());
@@ -185,4 +208,37 @@ fn write(
         uploads.nodes(nodes)?;
     }
     Ok(editor.finish(&mut sink))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::ops::Range;
+
+    use underlay_store::cut::REGION_BLOCKS;
+
+    use super::*;
+
+    /// Batches of a thousand regions, in each of which so many runs of so many blocks are dirty.
+    fn batches(runs: usize, blocks: usize) -> Vec<Vec<DirtyRegion>> {
+        let dirty: Vec<Range<usize>> = (0..runs).map(|run| run * 64..run * 64 + blocks).collect();
+        let region = |index| Ok::<_, Infallible>(DirtyRegion { index, blocks: dirty.clone() });
+        let mut regions = (0..1000).map(region);
+        std::iter::from_fn(|| next_batch(&mut regions).ok().filter(|batch| !batch.is_empty())).collect()
+    }
+
+    #[test]
+    fn a_batch_is_worth_looking_up_and_takes_bounded_memory() {
+        for (runs, blocks, expected) in
+            [(1, REGION_BLOCKS, 8), (1, REGION_BLOCKS / 2 + 1, 8), (8, 16, 16), (1, 16, 128), (1, 1, 241)]
+        {
+            let batches = batches(runs, blocks);
+            assert_eq!(batches[0].len(), expected, "{runs} runs of {blocks} blocks");
+            assert!(batches.iter().flatten().map(|region| region.index).eq(0..1000));
+            for batch in batches {
+                let memory: usize = batch.iter().map(DirtyRegion::memory).sum();
+                assert!(batch.len() <= BATCH_REGIONS && memory < BATCH + REGION, "{memory} bytes");
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! not read. Regions are read, cut and hashed on all processors while the batch before is looked up, encoded and uploaded.
 
 mod dirty;
+mod effort;
 mod encoders;
 mod error;
 mod layer;
@@ -30,6 +31,7 @@ use underlay_store::snapshot::{
 use crate::image::Chain;
 use crate::state::{Memo, Memos};
 
+pub use effort::Compression;
 pub use error::BackupError;
 
 use nodes::NodeStore;
@@ -60,11 +62,11 @@ pub struct Job {
 /// How to back up.
 #[derive(Clone, Debug)]
 pub struct BackupOptions {
-    /// zstd level, 1..=19.
-    pub compression: i32,
+    /// How hard to compress.
+    pub compression: Compression,
     /// Decode every chunk after encoding and compare, before it is uploaded.
     pub verify_encoding: bool,
-    /// Packs in flight at once; each takes about 32 MiB of memory.
+    /// Packs in flight at once; each takes about 36 MiB of memory.
     pub uploads: usize,
     /// Believe what this host remembers of layers it has read. Without it every layer is read.
     pub use_memos: bool,
@@ -74,7 +76,13 @@ pub struct BackupOptions {
 
 impl Default for BackupOptions {
     fn default() -> Self {
-        Self { compression: 3, verify_encoding: true, uploads: 2, use_memos: true, spot_checks: 4 }
+        Self {
+            compression: Compression::AUTO,
+            verify_encoding: true,
+            uploads: 2,
+            use_memos: true,
+            spot_checks: 4,
+        }
     }
 }
 

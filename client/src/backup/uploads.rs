@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tokio::sync::Semaphore;
@@ -12,6 +13,7 @@ use underlay_store::id::{ChunkId, NodeId};
 use underlay_store::key::{DataKey, SealedKey};
 use underlay_store::pack::{Frame, PackKind, PackWriter};
 
+use super::effort::{Effort, Filled};
 use super::encoders::{Borrowed, Encoders};
 use super::layer::CutRegion;
 use super::nodes::NodeStore;
@@ -35,6 +37,11 @@ pub(super) struct Uploads<'a> {
     acknowledged: Vec<ChunkId>,
     data_ids: Vec<ChunkId>,
     encoders: Encoders,
+    effort: Effort,
+    /// When the pack before was full.
+    filling_since: Instant,
+    /// Time spent since then in encoding.
+    encoding: Duration,
     slots: Arc<Semaphore>,
     running: JoinSet<Result<Stored, Error>>,
     /// Memory of packs that are stored, for the next ones: fresh pages cost as much as filling them.
@@ -71,6 +78,9 @@ impl<'a> Uploads<'a> {
             acknowledged: Vec::new(),
             data_ids: Vec::new(),
             encoders: Encoders::default(),
+            effort: Effort::new(context.options.compression),
+            filling_since: Instant::now(),
+            encoding: Duration::ZERO,
             slots: Arc::new(Semaphore::new(context.options.uploads.max(1))),
             running: JoinSet::new(),
             buffers: Vec::new(),
@@ -108,7 +118,7 @@ impl<'a> Uploads<'a> {
         let fresh: Vec<(ChunkId, &[u8])> = fresh.filter(|(id, _)| wanted.remove(id)).collect();
         let new: u64 = fresh.iter().map(|(_, plain)| plain.len() as u64).sum();
         self.context.counters.new.fetch_add(new, Ordering::Relaxed);
-        let data_key = &self.data_key;
+        let (data_key, level, started) = (&self.data_key, self.effort.level(), Instant::now());
         let encode = |encoder: &mut Result<Borrowed<'_>, Error>, (id, plain): &(ChunkId, &[u8])| match encoder
         {
             Ok(encoder) => encoder.encode(data_key, *id, plain),
@@ -116,8 +126,9 @@ impl<'a> Uploads<'a> {
         };
         let frames: Vec<Frame> = fresh
             .par_iter()
-            .map_init(|| self.encoders.borrow(self.context), encode)
+            .map_init(|| self.encoders.borrow(self.context, level), encode)
             .collect::<Result<_, Error>>()?;
+        self.encoding += started.elapsed();
         for ((id, _), frame) in fresh.into_iter().zip(frames) {
             self.data.add(&frame)?;
             self.data_ids.push(id);
@@ -169,9 +180,10 @@ impl<'a> Uploads<'a> {
         if self.data_ids.is_empty() {
             return Ok(());
         }
-        let slots = Arc::clone(&self.slots);
+        let (slots, full) = (Arc::clone(&self.slots), Instant::now());
         // Waiting here, before more is read, is what bounds memory.
         let permit = self.context.wait(slots.acquire_owned()).map_err(|_| Error::Interrupted)?;
+        self.learn(full.elapsed());
         self.collect_finished()?;
         let buffer = self.buffers.pop().unwrap_or_default();
         let empty = PackWriter::data_in(buffer, self.context.descriptor.repository, vec![self.sealed])?;
@@ -195,6 +207,16 @@ impl<'a> Uploads<'a> {
             &self.context.runtime,
         );
         Ok(())
+    }
+
+    /// A pack was full and has waited this long: what that says of how hard to compress.
+    fn learn(&mut self, waiting: Duration) {
+        let took = self.filling_since.elapsed();
+        let encoding = std::mem::take(&mut self.encoding);
+        self.filling_since = Instant::now();
+        let before = self.effort.level();
+        self.effort.learn(Filled { took, encoding, waiting });
+        tracing::debug!(?took, ?encoding, ?waiting, before, level = self.effort.level(), "a pack is full");
     }
 
     fn flush_nodes(&mut self, store: &NodeStore<'_>) -> Result<(), BackupError> {

@@ -16,7 +16,7 @@ use super::open::Opened;
 use super::owning::Owning;
 use super::report::Failure;
 use super::text::{count, say, size};
-use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
+use crate::backup::{BackupOptions, Compression, DiskSource, Environment, Job, Outcome, backup};
 use crate::domain::ImageAccess;
 use crate::image::{Chain, Format, OpenOptions};
 use crate::state::{Memos, state_directory};
@@ -52,9 +52,9 @@ pub(super) struct Backup {
     /// A directory in which files named inside images may lie, besides the image's own
     #[arg(long, value_name = "DIR")]
     allow_dir: Vec<PathBuf>,
-    /// zstd level, 1 (fast) to 19 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
-    compression: i32,
+    /// zstd level, 1 (fast) to 19 (small); MIN..MAX, to go higher while uploads are what takes the time; or auto, which is 3..6
+    #[arg(long, value_name = "LEVEL", default_value_t = Compression::AUTO)]
+    compression: Compression,
     /// Do not decode every chunk again before it is uploaded: faster, and blind to bad memory
     #[arg(long)]
     no_encode_check: bool,

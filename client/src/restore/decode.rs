@@ -13,6 +13,8 @@ use underlay_store::pack::{ChunkDecoder, Header, PackId, PackKind, parse_frame};
 use underlay_store::restore::{PackRead, Wanted, frame_range};
 
 use super::fetch::{Engine, Fetched};
+use super::gather::Gathered;
+use super::walk::Place;
 use super::{DiskOutput, RestoreError};
 
 /// Bytes of zeros handed to an output at once, so that it can be stopped between two.
@@ -53,7 +55,8 @@ struct Worker<'e, 'a> {
     engine: &'e Engine<'a>,
     output: &'e dyn DiskOutput,
     decoder: ChunkDecoder,
-    plain: Vec<u8>,
+    /// Empty between jobs.
+    gathered: Gathered,
 }
 
 /// Works until the sender of `jobs` is gone.
@@ -63,7 +66,7 @@ pub(super) fn work(
     decoder: ChunkDecoder,
     jobs: &Mutex<Receiver<Job>>,
 ) {
-    let mut worker = Worker { engine, output, decoder, plain: Vec::new() };
+    let mut worker = Worker { engine, output, decoder, gathered: Gathered::default() };
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         // A reply that nobody waits for any more belongs to a restore that has failed.
@@ -96,33 +99,35 @@ impl Worker<'_, '_> {
         let mut failures = Vec::new();
         for wanted in &read.chunks {
             self.engine.check_cancelled()?;
-            match self.decode_one(wanted, read, bytes, header, window) {
-                Ok(()) => self.deliver(&wanted.id, window)?,
+            let places = window.window.places_of(&wanted.id);
+            let Some(first) = places.first() else { continue };
+            self.gathered.prepare(first.offset, first.length as usize, self.output)?;
+            match self.decode_one(wanted, read, bytes, header, places) {
+                Ok(()) => self.deliver(&wanted.id, places, window)?,
                 Err(error) => {
                     failures.push(Failure { wanted: *wanted, error: Arc::new(error), shared_read: false });
                 }
             }
         }
+        self.gathered.write(self.output)?;
         Ok(failures)
     }
 
-    /// Leaves the verified chunk in `self.plain`.
+    /// Leaves the verified chunk in the room that was prepared for it.
     fn decode_one(
         &mut self,
         wanted: &Wanted,
         read: &PackRead,
         bytes: &[u8],
         header: &Header,
-        window: &Fetched,
+        places: &[Place],
     ) -> Result<(), Error> {
         let Wanted { id, location } = wanted;
         let pack = PackId::new(PackKind::Data, read.pack);
         let damaged = |what: &str| {
             Error::damaged(format!("chunk {id} ({pack}, offset {} bytes)", location.offset), what)
         };
-        let lengths = window.window.places_of(id);
-        let length = lengths.first().map(|place| place.length).unwrap_or_default();
-        if lengths.iter().any(|place| place.length != length) {
+        if places.windows(2).any(|pair| pair[0].length != pair[1].length) {
             return Err(damaged("the disk's tree gives it two lengths"));
         }
         let frame = frame_range(location);
@@ -130,22 +135,24 @@ impl Worker<'_, '_> {
         let frame = bytes.get(frame).ok_or_else(|| damaged("it is cut off"))?;
         let frame = parse_frame(&pack, frame, &location.entry(*id.as_bytes()))?;
         let key = self.engine.data_key(header.key_of(&pack, &frame)?)?;
-        self.decoder.decode(&pack, &key, &frame, id, length, &mut self.plain)
+        self.decoder.decode_into(&pack, &key, &frame, id, self.gathered.room())
     }
 
-    /// Hands the chunk in `self.plain` on.
-    fn deliver(&mut self, id: &ChunkId, window: &Fetched) -> Result<(), RestoreError> {
-        let places = window.window.places_of(id);
-        let bytes = places.len() as u64 * self.plain.len() as u64;
-        self.engine.delivered(self.plain.len() as u64, bytes);
+    /// Hands the chunk in the room on.
+    fn deliver(&mut self, id: &ChunkId, places: &[Place], window: &Fetched) -> Result<(), RestoreError> {
+        let plain = self.gathered.room();
+        let bytes = places.len() as u64 * plain.len() as u64;
+        self.engine.delivered(plain.len() as u64, bytes);
         match &window.held {
             Some(held) => {
-                held.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, self.plain.clone());
+                held.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, plain.to_vec());
             }
             None => {
-                for place in places {
-                    self.output.write_at(place.offset, &self.plain)?;
+                // Where it is repeated it has other neighbours.
+                for place in &places[1..] {
+                    self.output.write_at(place.offset, plain)?;
                 }
+                self.gathered.take();
                 self.engine.progress().advance(bytes);
             }
         }

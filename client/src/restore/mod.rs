@@ -23,6 +23,7 @@ mod error;
 mod execute;
 mod fetch;
 mod flush;
+mod gather;
 mod headers;
 mod partial;
 mod private_file;

@@ -13,7 +13,8 @@ pub trait RegionContent {
     /// Blocks in this region, the last of which may be short.
     fn blocks(&self) -> usize;
 
-    /// Makes these blocks available to [`Self::block`]. Loading twice must cost nothing.
+    /// Makes these blocks available to [`Self::block`]. Loading twice must cost nothing. [`recut`] never asks for blocks before those
+    /// that it asked for last, and takes no chunk from blocks that it did not ask for one after another.
     fn load(&mut self, blocks: Range<usize>) -> Result<(), Self::Error>;
 
     /// A loaded block's bytes.

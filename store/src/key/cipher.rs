@@ -33,16 +33,23 @@ impl Cipher {
 
     /// Decrypts into `out`, replacing what it held. False, and `out` empty, if anything was altered.
     pub fn open(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> bool {
-        out.clear();
-        let Some((ciphertext, tag)) = sealed.split_last_chunk::<TAG_LENGTH>() else {
-            return false;
-        };
-        out.resize(ciphertext.len(), 0);
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self.0.open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, out).is_ok();
+        // What it held is overwritten: only memory that it did not have is cleared first.
+        out.resize(sealed.len().saturating_sub(TAG_LENGTH), 0);
+        let opened = self.open_into(nonce, aad, sealed, out);
         if !opened {
             out.clear();
         }
         opened
+    }
+
+    /// Decrypts into `out`, which must have the plaintext's length. False, and nothing in `out` to be used, if it has another one or anything was
+    /// altered.
+    pub fn open_into(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], out: &mut [u8]) -> bool {
+        let Some((ciphertext, tag)) = sealed.split_last_chunk::<TAG_LENGTH>() else {
+            return false;
+        };
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        out.len() == ciphertext.len()
+            && self.0.open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, out).is_ok()
     }
 }

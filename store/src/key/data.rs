@@ -53,6 +53,12 @@ impl DataKey {
     pub fn open(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> bool {
         self.cipher(aad).open(nonce, aad, sealed, out)
     }
+
+    /// As [`Self::open`], into memory of the plaintext's length; what is in it is not to be used if this returns false.
+    #[must_use]
+    pub fn open_into(&self, nonce: &[u8; 12], aad: &[u8], sealed: &[u8], out: &mut [u8]) -> bool {
+        self.cipher(aad).open_into(nonce, aad, sealed, out)
+    }
 }
 
 /// A data key as pack headers and snapshots carry it: only the restore key opens it. 96 bytes.

@@ -28,6 +28,7 @@ fn associated(repository: &RepositoryId, id: &[u8; 32], codec: Codec, plain_leng
 pub struct ChunkEncoder {
     repository: RepositoryId,
     compressor: Compressor<'static>,
+    level: i32,
     verifier: Option<ChunkDecoder>,
     checked: Vec<u8>,
 }
@@ -44,13 +45,9 @@ impl ChunkEncoder {
     /// # Errors
     /// [`Error::Invalid`] if Zstandard cannot be set up with this level.
     pub fn new(backup: &BackupKey, repository: RepositoryId, level: i32) -> Result<Self> {
-        let compressor = Compressor::new(level).map_err(|error| Error::Invalid {
-            what: "compression level",
-            value: level.to_string(),
-            rule: error.to_string(),
-        })?;
+        let compressor = Compressor::new(level).map_err(|error| level_refused(level, &error))?;
         let verifier = Some(ChunkDecoder::new(backup.clone(), repository)?);
-        Ok(Self { repository, compressor, verifier, checked: Vec::new() })
+        Ok(Self { repository, compressor, level, verifier, checked: Vec::new() })
     }
 
     /// Leaves out the verification. Bad memory will then end up in the repository.
@@ -58,6 +55,18 @@ impl ChunkEncoder {
     pub fn without_verification(mut self) -> Self {
         self.verifier = None;
         self
+    }
+
+    /// Compresses with another level from now on.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn set_level(&mut self, level: i32) -> Result<()> {
+        if level != self.level {
+            self.compressor.set_compression_level(level).map_err(|error| level_refused(level, &error))?;
+            self.level = level;
+        }
+        Ok(())
     }
 
     /// Compresses if that makes the chunk smaller, encrypts, then decrypts, decompresses and hashes again.
@@ -78,6 +87,7 @@ impl ChunkEncoder {
         let nonce = key.seal(&associated(&self.repository, id.as_bytes(), codec, plain_length), &mut payload);
         let frame = Frame { key: key.id(), codec, plain_length, id, nonce, payload };
         if let Some(verifier) = &mut self.verifier {
+            self.checked.resize(plain.len(), 0);
             verifier.open(key, &frame.as_frame_ref(), &mut self.checked).map_err(|_| Error::EncodeCheck)?;
         }
         Ok(frame)
@@ -96,6 +106,10 @@ impl ChunkEncoder {
         payload.extend_from_slice(plain);
         Ok((Codec::None, payload))
     }
+}
+
+fn level_refused(level: i32, error: &io::Error) -> Error {
+    Error::Invalid { what: "compression level", value: level.to_string(), rule: error.to_string() }
 }
 
 /// Decodes chunks. One a thread: it keeps its decompressor and buffer.
@@ -140,25 +154,45 @@ impl ChunkDecoder {
         plain_length: u32,
         out: &mut Vec<u8>,
     ) -> Result<()> {
+        // No chunk is longer, whatever a tree says.
+        out.resize(plain_length.min(MAXIMUM_PLAIN_LENGTH) as usize, 0);
+        let result = self.decode_into(pack, key, frame, id, out);
+        if result.is_err() {
+            out.clear();
+        }
+        result
+    }
+
+    /// As [`Self::decode`], into memory of exactly the length (bytes) that the tree promises.
+    ///
+    /// # Errors
+    /// As there; what is in `out` is not to be used then.
+    pub fn decode_into(
+        &mut self,
+        pack: &PackId,
+        key: &DataKey,
+        frame: &FrameRef<'_>,
+        id: &ChunkId,
+        out: &mut [u8],
+    ) -> Result<()> {
         let result = if frame.id != *id.as_bytes() {
             Err("its frame holds another chunk")
-        } else if frame.plain_length != plain_length {
+        } else if frame.plain_length as usize != out.len() {
             Err("its frame holds a chunk of another length")
         } else {
             self.open(key, frame, out)
         };
         result.map_err(|what| {
-            out.clear();
             Error::damaged(format!("chunk {id} ({pack}, offset {} bytes)", frame.offset), what)
         })
     }
 
-    fn open(&mut self, key: &DataKey, frame: &FrameRef<'_>, out: &mut Vec<u8>) -> Result<(), &'static str> {
+    /// Into memory of the frame's plain length.
+    fn open(&mut self, key: &DataKey, frame: &FrameRef<'_>, out: &mut [u8]) -> Result<(), &'static str> {
         let aad = associated(&self.repository, &frame.id, frame.codec, frame.plain_length);
-        let length = frame.plain_length as usize;
         match frame.codec {
             Codec::None => {
-                if !key.open(&frame.nonce, &aad, frame.payload, out) {
+                if !key.open_into(&frame.nonce, &aad, frame.payload, out) {
                     return Err("it does not decrypt");
                 }
             }
@@ -166,20 +200,42 @@ impl ChunkDecoder {
                 if !key.open(&frame.nonce, &aad, frame.payload, &mut self.compressed) {
                     return Err("it does not decrypt");
                 }
-                out.clear();
-                out.reserve(length);
-                // Into what is reserved, without zeroing it first. Too much is found out below.
-                self.decompressor
+                let length = self
+                    .decompressor
                     .decompress_to_buffer(&self.compressed, out)
                     .map_err(|_| "it does not decompress to its length")?;
+                if length != out.len() {
+                    return Err("its plaintext has another length");
+                }
             }
-        }
-        if out.len() != length {
-            return Err("its plaintext has another length");
         }
         if self.backup.chunk_id(out).as_bytes() != &frame.id {
             return Err("its plaintext has another id");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::RestoreKey;
+
+    #[test]
+    fn an_encoder_takes_another_level() {
+        let (key, repository) = (RestoreKey::generate(), RepositoryId::new([7; 16]));
+        let (data_key, _) = key.backup().seal_data_key(&repository).unwrap();
+        let number = |at: u32| (at.wrapping_mul(2_654_435_761) >> 22).to_string();
+        let plain = (0..2000).map(number).collect::<Vec<_>>().join(" ").into_bytes();
+        let id = key.backup().chunk_id(&plain);
+        let mut encoder = ChunkEncoder::new(key.backup(), repository, 1).unwrap();
+        let mut lengths = Vec::new();
+        for level in [1, 19, 1] {
+            encoder.set_level(level).unwrap();
+            // It verifies what it encodes.
+            lengths.push(encoder.encode(&data_key, id, &plain).unwrap().payload.len());
+        }
+        assert!(lengths[1] < lengths[0], "{lengths:?}");
+        assert_eq!(lengths[0], lengths[2]);
     }
 }

@@ -24,7 +24,7 @@ pub const VERSION: u16 = 1;
 /// No pack is longer, in bytes.
 pub const MAXIMUM_LENGTH: u32 = 64 << 20;
 /// When a pack is full, in bytes.
-pub const TARGET_LENGTH: u32 = 32 << 20;
+pub const TARGET_LENGTH: u32 = 36 << 20;
 /// No chunk or node is longer, in bytes.
 pub const MAXIMUM_PLAIN_LENGTH: u32 = 2 << 20;
 /// No data pack has more keys.
