@@ -12,7 +12,7 @@ use underlay_store::id::SlotId;
 use underlay_store::repository::{Access, Repository};
 use underlay_store::wire::Problem;
 
-use crate::config::RepositoryConfig;
+use crate::config::{JobConfig, RepositoryConfig};
 
 /// What failed is tried again after so long, when somebody asks.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Hosted {
     name: String,
     location: String,
+    jobs: Vec<JobConfig>,
     state: PathBuf,
     opened: RwLock<Option<Arc<Repository>>>,
     /// Held while it is opened or made; when that failed last, and why.
@@ -30,12 +31,17 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn new(config: &RepositoryConfig, state: PathBuf) -> Self {
-        let RepositoryConfig { name, location } = config.clone();
-        Self { name, location, state, opened: RwLock::default(), opening: Mutex::default() }
+        let RepositoryConfig { name, location, jobs } = config.clone();
+        Self { name, location, jobs, state, opened: RwLock::default(), opening: Mutex::default() }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the server does in it by itself.
+    pub(crate) fn jobs(&self) -> &[JobConfig] {
+        &self.jobs
     }
 
     /// The repository, opened if it is not yet.

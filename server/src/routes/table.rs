@@ -89,6 +89,7 @@ pub static ROUTES: &[Route] = &[
     route!(POST "/chunks/locate", &[Restore], Any, IDS, read::locate),
     route!(GET "/packs/{name}", &[Restore], Any, 0, read::pack),
     route!(GET "/totals", ANY, All, 0, read::totals),
+    route!(GET "/jobs", &[Maintain], All, 0, jobs::list),
     route!(PUT "/jobs/{job}", &[Maintain], All, 16 * MIB, jobs::start),
     route!(GET "/jobs/{job}", &[Maintain], All, 0, jobs::status),
     route!(DELETE "/jobs/{job}", &[Maintain], All, 0, jobs::stop),

@@ -6,6 +6,7 @@ mod collect;
 mod damage;
 mod deletions;
 mod nodes;
+mod overview;
 mod owner;
 mod rebuild;
 mod retired;
