@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use underlay_store::snapshot::Timestamp;
 
 use crate::config::{Config, is_repository_name};
+use crate::jobs::{Entry, History};
 use crate::serve;
 use crate::tls;
 use crate::tokens::{NewToken, Scope, Token, TokenFile};
@@ -38,6 +39,8 @@ enum Verb {
     Serve(Serve),
     /// Make, list and revoke tokens. The server need not be restarted
     Token(TokenCommand),
+    /// List scheduled jobs, what runs and what ran
+    Jobs,
     /// Print the certificate's fingerprint, for clients to pin
     Fingerprint,
 }
@@ -120,6 +123,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn StdError>> {
     match cli.verb {
         Verb::Serve(serve) => serve.run(&config),
         Verb::Token(command) => command.run(&TokenFile::new(&config.state)),
+        Verb::Jobs => list_jobs(&config),
         Verb::Fingerprint if config.insecure_http => Err("there is no TLS, and no certificate".into()),
         Verb::Fingerprint => Ok(say(tls::identity(&config)?.fingerprint)?),
     }
@@ -192,6 +196,35 @@ impl Create {
     }
 }
 
+fn list_jobs(config: &Config) -> Result<(), Box<dyn StdError>> {
+    let runs = History::look(&config.state)?;
+    say(
+        "REPOSITORY    JOB           WHEN                  STATE     STARTED                   WHAT CAME OF IT",
+    )?;
+    let (none, mut lines) = ("-".to_owned(), Vec::new());
+    for repository in &config.repositories {
+        for job in &repository.jobs {
+            let when = job.schedule.to_string();
+            let of_job =
+                |run: &&Entry| run.planned && (&run.repository, &run.job) == (&repository.name, &job.name);
+            let (state, started, told) = match runs.iter().rev().find(of_job) {
+                Some(run) => (run.state.name(), run.started.to_string(), run.told.clone()),
+                None => ("-", none.clone(), "not run yet".to_owned()),
+            };
+            lines.push((repository.name.clone(), job.name.clone(), when, state, started, told));
+        }
+    }
+    for run in runs.iter().rev().filter(|run| !run.planned) {
+        let (state, started) = (run.state.name(), run.started.to_string());
+        let when = "asked for".to_owned();
+        lines.push((run.repository.clone(), run.job.clone(), when, state, started, run.told.clone()));
+    }
+    for (repository, job, when, state, started, told) in lines {
+        say(format!("{repository:12}  {job:12}  {when:20}  {state:8}  {started:24}  {told}"))?;
+    }
+    Ok(())
+}
+
 fn line(token: &Token) -> String {
     let scopes: Vec<&str> = token.scopes.iter().map(|scope| scope.name()).collect();
     let until = match (token.revoked, token.expires) {
@@ -231,6 +264,7 @@ mod tests {
             "underlay-server token create --scope backup --scope maintain --repository * --label x",
             "underlay-server token revoke 00112233",
             "underlay-server fingerprint",
+            "underlay-server jobs --config /x",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -1,10 +1,14 @@
 //! The configuration file. Every mistake is named with its line and key.
 
+mod job;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
+
+pub use job::{Forget, JobConfig, JobKind};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +33,7 @@ pub enum ConfigError {
 }
 
 /// What a server is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where to listen.
@@ -63,7 +67,7 @@ pub struct TlsFiles {
 }
 
 /// A repository to serve.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// Its name in URLs: 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, beginning with a letter or digit.
@@ -74,6 +78,9 @@ pub struct RepositoryConfig {
     /// Writers do not trust each other: what one has stored is offered to others only once it was verified.
     #[serde(default)]
     pub strict: bool,
+    /// What the server does in it by itself.
+    #[serde(default, rename = "job")]
+    pub jobs: Vec<JobConfig>,
 }
 
 /// What may be too much. Times in seconds, sizes in bytes.
@@ -141,6 +148,13 @@ impl Config {
         for repository in &config.repositories {
             if !names.insert(&repository.name) {
                 return Err(format!("two repositories are called {:?}: `name` must differ", repository.name));
+            }
+            let mut jobs = BTreeSet::new();
+            if let Some(job) = repository.jobs.iter().find(|job| !jobs.insert(&job.name)) {
+                return Err(format!(
+                    "two jobs of the repository {:?} are called {:?}: give one of them another `name`",
+                    repository.name, job.name
+                ));
             }
         }
         if config.insecure_http && config.tls.is_some() {

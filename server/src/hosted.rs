@@ -13,7 +13,7 @@ use underlay_store::repository::{Access, Repository};
 use underlay_store::wire::Problem;
 
 use crate::coming::{Circle, Coming};
-use crate::config::RepositoryConfig;
+use crate::config::{JobConfig, RepositoryConfig};
 
 /// What failed is tried again after so long, when somebody asks.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,6 +24,7 @@ pub(crate) struct Hosted {
     name: String,
     location: String,
     strict: bool,
+    jobs: Vec<JobConfig>,
     state: PathBuf,
     /// Chunks that clients are about to send.
     pub(crate) coming: Coming,
@@ -34,9 +35,9 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn new(config: &RepositoryConfig, state: PathBuf) -> Self {
-        let RepositoryConfig { name, location, strict } = config.clone();
+        let RepositoryConfig { name, location, strict, jobs } = config.clone();
         let (coming, opened, opening) = (Coming::default(), RwLock::default(), Mutex::default());
-        Self { name, location, strict, state, coming, opened, opening }
+        Self { name, location, strict, jobs, state, coming, opened, opening }
     }
 
     /// Whose uploads help this writer.
@@ -46,6 +47,11 @@ impl Hosted {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the server does in it by itself.
+    pub(crate) fn jobs(&self) -> &[JobConfig] {
+        &self.jobs
     }
 
     /// The repository, opened if it is not yet.

@@ -8,8 +8,10 @@ mod hosted;
 mod jobs;
 mod limits;
 mod routes;
+pub mod schedule;
 mod serve;
 mod server;
+mod text;
 mod tls;
 pub mod tokens;
 

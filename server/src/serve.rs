@@ -24,6 +24,7 @@ use tower_service::Service;
 
 use crate::config::{Config, Limits};
 use crate::connection::Connection;
+use crate::jobs;
 use crate::routes::router;
 use crate::server::Server;
 use crate::tls::{self, TlsError};
@@ -90,6 +91,7 @@ pub async fn start(config: &Config, take_over: &[String]) -> Result<Running, Ser
     let server = Arc::new(Server::new(config));
     server.open_all(take_over).await.map_err(ServeError::Unknown)?;
     let (stop, stopping) = watch::channel(false);
+    tokio::spawn(jobs::schedule(Arc::clone(&server), stopping.clone()));
     let acceptor = identity.as_ref().map(|identity| TlsAcceptor::from(Arc::clone(&identity.config)));
     let listening =
         Listening { router: router(Arc::clone(&server)), server, acceptor, limits: config.limits, stopping };

@@ -8,7 +8,7 @@ use underlay_store::repository::Access;
 
 use crate::config::Config;
 use crate::hosted::Hosted;
-use crate::jobs::Jobs;
+use crate::jobs::{History, Jobs};
 use crate::limits::Shares;
 use crate::tokens::Tokens;
 
@@ -30,7 +30,7 @@ impl Server {
         Self {
             tokens: Tokens::new(&config.state),
             shares: Shares::new(config.limits),
-            jobs: Jobs::default(),
+            jobs: Jobs::new(History::open(&config.state)),
             hosted: hosted.collect(),
             under_way: watch::Sender::new(0),
         }
@@ -39,6 +39,11 @@ impl Server {
     /// The repository of this name, if the configuration names it.
     pub(crate) fn hosted(&self, name: &str) -> Option<&Arc<Hosted>> {
         self.hosted.get(name)
+    }
+
+    /// All that the configuration names.
+    pub(crate) fn all_hosted(&self) -> impl Iterator<Item = &Arc<Hosted>> {
+        self.hosted.values()
     }
 
     /// Opens all repositories; `take_over` are taken from whoever owns them.

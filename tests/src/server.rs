@@ -93,13 +93,27 @@ impl Served {
     /// If it does not start.
     pub async fn start_with(folder: &TempDir, more: &str, of_repository: &str) -> Running {
         let path = |name: &str| folder.path().join(name).display().to_string();
+        // Jobs belong to the repository, and so come after it.
+        let (more, jobs) = more.split_at(more.find("[[repository.job]]").unwrap_or(more.len()));
         let config = format!(
-            "listen = \"127.0.0.1:0\"\nstate = {:?}\n{more}\n[[repository]]\nname = {NAME:?}\nlocation = {:?}\n{of_repository}\n",
+            "listen = \"127.0.0.1:0\"\nstate = {:?}\n{more}\n[[repository]]\nname = {NAME:?}\nlocation = {:?}\n{of_repository}\n{jobs}\n",
             path("state"),
             path("repository")
         );
         let config = Config::parse(&config).expect("a good configuration");
         start(&config, &[]).await.expect("a server")
+    }
+
+    /// The same after it ended in order, `meanwhile` was done in its folder, and it was started again.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn restarted(self, more: &str, meanwhile: impl FnOnce(&Path)) -> Self {
+        let Self { folder, running, key, descriptor } = self;
+        running.stop().await;
+        meanwhile(folder.path());
+        let running = Self::start_in(&folder, more).await;
+        Self { folder, running, key, descriptor }
     }
 
     /// A new token for the repository and these machines.

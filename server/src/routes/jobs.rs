@@ -1,19 +1,86 @@
 //! Long work, started and asked after.
 
 use axum::response::Response;
+use jiff::tz::TimeZone;
+use serde::Serialize;
 use tokio::time::timeout;
 use underlay_store::id::JobId;
-use underlay_store::wire::JobRequest;
+use underlay_store::snapshot::Timestamp;
+use underlay_store::wire::{JobRequest, Phase};
 
 use super::answer::{Refusal, done, json};
 use super::call::Call;
-use crate::jobs::WAIT;
+use crate::config::JobKind;
+use crate::jobs::{Origin, Outcome, WAIT, Work, next};
+
+/// What is planned, what runs, what ran.
+#[derive(Serialize)]
+struct Listed {
+    planned: Vec<Planned>,
+    history: Vec<Run>,
+}
+
+#[derive(Serialize)]
+struct Planned {
+    job: String,
+    kind: JobKind,
+    when: String,
+    next: Timestamp,
+    running: bool,
+}
+
+#[derive(Serialize)]
+struct Run {
+    job: String,
+    kind: JobKind,
+    id: JobId,
+    planned: bool,
+    state: Outcome,
+    started: Timestamp,
+    ended: Option<Timestamp>,
+    told: String,
+    phase: Option<Phase>,
+}
+
+pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
+    call.repository().await?;
+    let hosted = call.hosted()?;
+    let (jobs, now, zone) = (&call.server.jobs, Timestamp::now(), TimeZone::system());
+    let entries = jobs.history().all().into_iter().rev().filter(|entry| entry.repository == hosted.name());
+    let history: Vec<Run> = entries
+        .map(|entry| Run {
+            phase: if entry.state == Outcome::Running { jobs.phase(entry.id) } else { None },
+            job: entry.job,
+            kind: entry.kind,
+            id: entry.id,
+            planned: entry.planned,
+            state: entry.state,
+            started: entry.started,
+            ended: entry.ended,
+            told: entry.told,
+        })
+        .collect();
+    let is_running =
+        |job: &str| history.iter().any(|run| run.planned && run.job == job && run.state == Outcome::Running);
+    let planned = hosted.jobs().iter().map(|job| Planned {
+        job: job.name.clone(),
+        kind: job.kind,
+        when: job.schedule.to_string(),
+        next: next(jobs.history(), hosted.name(), job, now, &zone),
+        running: is_running(&job.name),
+    });
+    let planned = planned.collect();
+    Ok(json(&Listed { planned, history }))
+}
 
 pub(super) async fn start(mut call: Call) -> Result<Response, Refusal> {
     let job = call.parameter("job", JobId::from_hex)?;
     let repository = call.repository().await?;
     let request: JobRequest = call.json().await?;
-    call.server.jobs.start(&repository, job, request)?;
+    let work = Work::Asked(request);
+    let name = call.hosted()?.name();
+    let origin = Origin::client(name, &work);
+    call.server.jobs.start(&repository, job, work, origin)?;
     Ok(done())
 }
 

@@ -93,6 +93,7 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/unverified", &[Maintain], All, 0, verify::unverified),
     route!(POST "/verified", &[Maintain], All, MIB, verify::vouch),
     route!(GET "/totals", ANY, All, 0, read::totals),
+    route!(GET "/jobs", &[Maintain], All, 0, jobs::list),
     route!(PUT "/jobs/{job}", &[Maintain], All, 16 * MIB, jobs::start),
     route!(GET "/jobs/{job}", &[Maintain], All, 0, jobs::status),
     route!(DELETE "/jobs/{job}", &[Maintain], All, 0, jobs::stop),

@@ -14,6 +14,7 @@ use underlay_store::snapshot::Timestamp;
 
 pub(crate) use file::write_whole;
 pub use file::{TokenError, TokenFile, Tokens};
+pub(crate) use pattern::fits;
 
 /// What a token begins with, so that it is recognised where it should not be.
 const PREFIX: &str = "ult1";

@@ -1,7 +1,7 @@
 //! Patterns of names: `*` stands for any text, `?` for one character.
 
 /// Whether the whole of `name` fits. Takes time in proportion to both lengths multiplied, whatever they hold.
-pub(super) fn fits(pattern: &str, name: &str) -> bool {
+pub(crate) fn fits(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut p) = (0, 0);
     // Where the last star stood, and up to where it has eaten.

@@ -7,6 +7,7 @@ use super::*;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SnapshotId};
 
 mod model;
+mod overview;
 mod retired;
 mod snapshots;
 

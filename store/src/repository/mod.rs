@@ -7,6 +7,7 @@ mod damage;
 mod deletions;
 mod forward;
 mod nodes;
+mod overview;
 mod owner;
 mod rebuild;
 mod retired;

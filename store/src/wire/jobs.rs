@@ -8,6 +8,7 @@ use super::Problem;
 use crate::authority::{RepairOptions, RepairReport};
 use crate::check::{CheckOptions, CheckReport};
 use crate::gc::{GcOptions, GcReport};
+use crate::id::SnapshotId;
 
 /// What to do, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,6 +99,19 @@ pub enum JobState {
     Checked(CheckReport),
     /// A repair ended.
     Repaired(RepairReport),
+    /// A policy of the server was applied. No client asks for that.
+    Forgotten(ForgetReport),
     /// It failed.
     Failed(Problem),
+}
+
+/// What a policy of the server dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgetReport {
+    /// Snapshots that are gone.
+    pub dropped: Vec<SnapshotId>,
+    /// Snapshots that the policy keeps.
+    pub kept: u64,
+    /// Snapshots that it neither counted nor dropped: the server did not commit them itself.
+    pub passed_over: u64,
 }

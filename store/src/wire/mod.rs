@@ -22,7 +22,7 @@ use crate::pack::{PackId, PackKind};
 
 pub use documents::{decode_documents, encode_documents};
 pub use ids::{IdKind, MAXIMUM_IDS, WireId, decode_bitmap, decode_ids, encode_bitmap, encode_ids};
-pub use jobs::{GcRequest, JobRequest, JobState, JobStatus, Phase};
+pub use jobs::{ForgetReport, GcRequest, JobRequest, JobState, JobStatus, Phase};
 pub use nodes::{decode_nodes, encode_nodes};
 pub use places::{decode_places, encode_places};
 pub use problem::{Problem, kind};

@@ -1,4 +1,9 @@
-//! Work that goes on without its client.
+//! Work that goes on without its client: what one asked for, and what the server does by itself.
+
+mod forget;
+mod history;
+mod scheduler;
+mod told;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +17,13 @@ use underlay_store::gc::GcOptions;
 use underlay_store::id::{JobId, RepositoryId};
 use underlay_store::progress::Progress;
 use underlay_store::repository::Repository;
+use underlay_store::snapshot::Timestamp;
 use underlay_store::wire::{JobRequest, JobState, JobStatus, Phase, Problem, kind};
+
+pub(crate) use history::{Entry, History, Outcome};
+pub(crate) use scheduler::{next, run as schedule};
+
+use crate::config::{Forget, JobKind};
 
 /// How long a job can be asked for once it has ended.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
@@ -27,6 +38,52 @@ pub(crate) const WAIT: Duration = Duration::from_secs(20);
 
 type Key = (RepositoryId, JobId);
 
+/// What a job does.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// What a client can ask for.
+    Asked(JobRequest),
+    /// What only the server does.
+    Forget(Forget),
+}
+
+impl Work {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Asked(request) => request.name(),
+            Self::Forget(_) => "a forget",
+        }
+    }
+
+    fn kind(&self) -> JobKind {
+        match self {
+            Self::Asked(JobRequest::Gc(_)) => JobKind::Gc,
+            Self::Asked(JobRequest::Check(options)) if options.scrub => JobKind::Scrub,
+            Self::Asked(JobRequest::Check(_)) => JobKind::Check,
+            Self::Asked(JobRequest::Repair(_)) => JobKind::Repair,
+            Self::Forget(_) => JobKind::Forget,
+        }
+    }
+}
+
+/// Where a job comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// The repository's name.
+    pub repository: String,
+    /// The job's name in the configuration; its kind, if a client asks.
+    pub job: String,
+    /// The server begins it by itself.
+    pub planned: bool,
+}
+
+impl Origin {
+    /// A client asks for it.
+    pub(crate) fn client(repository: &str, work: &Work) -> Self {
+        Self { repository: repository.to_owned(), job: work.kind().to_string(), planned: false }
+    }
+}
+
 /// One job.
 #[derive(Debug)]
 struct Job {
@@ -37,13 +94,30 @@ struct Job {
     ended: Option<Instant>,
 }
 
-/// All jobs of a server. A restart forgets them.
-#[derive(Debug, Default)]
+/// All jobs of a server. A restart forgets all but their history.
+#[derive(Debug)]
 pub(crate) struct Jobs {
     known: Mutex<HashMap<Key, Job>>,
+    history: History,
 }
 
 impl Jobs {
+    pub(crate) fn new(history: History) -> Self {
+        Self { known: Mutex::default(), history }
+    }
+
+    /// What ran.
+    pub(crate) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// What a running job is at.
+    pub(crate) fn phase(&self, id: JobId) -> Option<Phase> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = known.iter().find(|((_, other), _)| *other == id).map(|(_, job)| job)?;
+        job.status.borrow().phase.clone()
+    }
+
     /// Starts a job, unless it is known already.
     ///
     /// # Errors
@@ -52,7 +126,8 @@ impl Jobs {
         &self,
         repository: &Arc<Repository>,
         id: JobId,
-        request: JobRequest,
+        work: Work,
+        origin: Origin,
     ) -> Result<(), Error> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (repository.id(), id);
@@ -60,7 +135,7 @@ impl Jobs {
             return Ok(());
         }
         note_ends(&mut known);
-        let what = request.name();
+        let what = work.name();
         let mut of_repository = known.iter().filter(|(other, _)| other.0 == key.0);
         if of_repository.clone().any(|(_, job)| job.ended.is_none() && job.what == what) {
             return Err(Error::Busy { what });
@@ -77,9 +152,22 @@ impl Jobs {
             notices: Vec::new(),
             state: JobState::Running,
         });
-        let news = Arc::new(News { sender, told: Mutex::new(Instant::now()) });
-        tracing::info!(repository = %key.0, job = %id, "{what} begins");
-        let task = tokio::spawn(run(Arc::clone(repository), request, Arc::clone(&news))).abort_handle();
+        let (history, told) = (self.history.clone(), Mutex::new(Instant::now()));
+        let news = Arc::new(News { sender, told, id, history });
+        tracing::info!(repository = %origin.repository, job = %origin.job, %id, "{what} begins");
+        let Origin { repository: name, job, planned } = origin;
+        self.history.begins(Entry {
+            repository: name,
+            job,
+            kind: work.kind(),
+            id,
+            planned,
+            state: Outcome::Running,
+            started: Timestamp::now(),
+            ended: None,
+            told: String::new(),
+        });
+        let task = tokio::spawn(run(Arc::clone(repository), work, Arc::clone(&news))).abort_handle();
         known.insert(key, Job { what, status, task, news, ended: None });
         Ok(())
     }
@@ -108,24 +196,28 @@ impl Jobs {
     pub(crate) fn stop(&self, repository: RepositoryId, id: JobId) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = known.get(&(repository, id)) {
-            job.stop(kind::FAILED);
+            job.stop(kind::FAILED, Outcome::Stopped);
         }
     }
 
     /// Stops all of them: the server ends.
     pub(crate) fn stop_all(&self) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|job| {
-            job.stop(kind::INTERRUPTED);
+            job.stop(kind::INTERRUPTED, Outcome::CutOff);
         });
     }
 }
 
 impl Job {
     /// Ends it; `why` is [`kind::INTERRUPTED`] if it may as well be begun again.
-    fn stop(&self, why: &str) {
+    fn stop(&self, why: &str, outcome: Outcome) {
         self.task.abort();
         let stopped = Problem::new(503, why, format!("{} was stopped", self.what));
-        self.news.end(JobState::Failed(stopped));
+        let told = match outcome {
+            Outcome::CutOff => "the server ended meanwhile",
+            _ => "somebody stopped it",
+        };
+        self.news.end(JobState::Failed(stopped), outcome, told.to_owned());
     }
 }
 
@@ -139,23 +231,30 @@ fn note_ends(known: &mut HashMap<Key, Job>) {
     known.retain(|_, job| job.ended.is_none_or(|ended| ended.elapsed() < REMEMBERED));
 }
 
-async fn run(repository: Arc<Repository>, request: JobRequest, news: Arc<News>) {
-    let what = request.name();
+async fn run(repository: Arc<Repository>, work: Work, news: Arc<News>) {
+    let what = work.name();
     // Its own task, so that a panic is an outcome.
-    let work = tokio::spawn({
+    let task = tokio::spawn({
         let news = Arc::clone(&news);
         async move {
-            Ok::<_, Error>(match request {
-                JobRequest::Gc(request) => {
+            Ok::<_, Error>(match work {
+                Work::Forget(options) => {
+                    JobState::Forgotten(forget::forget(&repository, &options, &*news).await?)
+                }
+                Work::Asked(JobRequest::Gc(request)) => {
                     JobState::Collected(repository.gc(&GcOptions::from(&request), &*news).await?)
                 }
-                JobRequest::Check(options) => JobState::Checked(repository.check(&options, &*news).await?),
-                JobRequest::Repair(options) => JobState::Repaired(repository.repair(&options, &*news).await?),
+                Work::Asked(JobRequest::Check(options)) => {
+                    JobState::Checked(repository.check(&options, &*news).await?)
+                }
+                Work::Asked(JobRequest::Repair(options)) => {
+                    JobState::Repaired(repository.repair(&options, &*news).await?)
+                }
             })
         }
     });
-    let _abort = AbortOnDrop(work.abort_handle());
-    let state = match work.await {
+    let _abort = AbortOnDrop(task.abort_handle());
+    let state = match task.await {
         Ok(Ok(state)) => state,
         Ok(Err(error)) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "{what} failed");
@@ -165,8 +264,9 @@ async fn run(repository: Arc<Repository>, request: JobRequest, news: Arc<News>) 
             JobState::Failed(Problem::new(500, kind::FAILED, "the server made a mistake; its log says more"))
         }
     };
-    tracing::info!("{what} has ended");
-    news.end(state);
+    let (outcome, told) = told::told(&state);
+    tracing::info!(job = %news.id, outcome = outcome.name(), "{what} has ended: {told}");
+    news.end(state, outcome, told);
 }
 
 struct AbortOnDrop(AbortHandle);
@@ -183,23 +283,27 @@ struct News {
     sender: watch::Sender<JobStatus>,
     /// When progress within a phase was told last.
     told: Mutex<Instant>,
+    id: JobId,
+    history: History,
 }
 
 impl News {
-    fn change(&self, change: impl FnOnce(&mut JobStatus)) {
+    /// Whether anything was changed: what has ended stays as it is.
+    fn change(&self, change: impl FnOnce(&mut JobStatus)) -> bool {
         self.sender.send_if_modified(|status| {
-            // What has ended stays as it is.
             if !matches!(status.state, JobState::Running) {
                 return false;
             }
             change(status);
             status.version += 1;
             true
-        });
+        })
     }
 
-    fn end(&self, state: JobState) {
-        self.change(|status| status.state = state);
+    fn end(&self, state: JobState, outcome: Outcome, told: String) {
+        if self.change(|status| status.state = state) {
+            self.history.ended(self.id, outcome, told);
+        }
     }
 }
 

@@ -1,0 +1,104 @@
+//! What people want to know of a repository at a glance, and what a policy without keys may rely on.
+
+use rusqlite::params;
+
+use super::lookup::code;
+use super::record::SessionState;
+use super::{Catalog, expect, from_sql};
+use crate::error::Result;
+use crate::id::SnapshotId;
+use crate::pack::PackKind;
+
+/// A backup under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenSession {
+    /// The machine.
+    pub vm: String,
+    /// The time of the snapshot to be, in milliseconds since 1970.
+    pub opened_ms: i64,
+    /// When its writer was heard of last, in milliseconds since 1970.
+    pub heard_ms: i64,
+    /// Bytes of the packs it stored.
+    pub stored_bytes: u64,
+}
+
+/// How long ago packs were read, and who is writing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// Backups under way, oldest first.
+    pub sessions: Vec<OpenSession>,
+    /// Packs that were not read whole since they were stored.
+    pub never_read: u64,
+    /// Since when the pack that waits longest was not read: when that was done last, or when the session opened that stored it. In
+    /// milliseconds since 1970; `None` if there is no pack of which that is known.
+    pub unread_since_ms: Option<i64>,
+    /// Bytes of data packs, without those of nodes.
+    pub data_bytes: u64,
+}
+
+/// A snapshot that this catalog itself committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedSnapshot {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Its machine.
+    pub vm: String,
+    /// Its time, in milliseconds since 1970.
+    pub time_ms: i64,
+}
+
+impl Catalog {
+    /// What is under way, and what was not read for long.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub fn overview(&self) -> Result<Overview> {
+        self.read("look over everything", |transaction| {
+            let mut find = transaction.prepare_cached(
+                "SELECT s.vm, s.opened_at, s.last_seen,
+                    (SELECT ifnull(sum(p.size), 0) FROM writers w JOIN packs p ON p.pack = w.pack WHERE w.session = s.session)
+                 FROM sessions s WHERE s.state IN (?1, ?2) ORDER BY s.opened_at",
+            )?;
+            let open = params![SessionState::Open.code(), SessionState::Committing.code()];
+            let sessions = find.query_map(open, |row| {
+                let (vm, opened_ms, heard_ms) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(OpenSession { vm, opened_ms, heard_ms, stored_bytes: from_sql(row.get(3)?) })
+            })?;
+            let sessions = sessions.collect::<rusqlite::Result<_>>()?;
+            let (never, unread_since_ms, data_bytes): (i64, Option<i64>, i64) = transaction.query_row(
+                "SELECT ifnull(sum(p.checked = 0), 0), min(CASE WHEN p.checked > 0 THEN p.checked ELSE s.opened_at END),
+                    ifnull(sum(CASE WHEN p.kind = ?1 THEN p.size END), 0)
+                 FROM packs p LEFT JOIN sessions s ON s.session = p.session WHERE p.state < 2",
+                [code(PackKind::Data)],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )?;
+            let (never_read, data_bytes) = (from_sql(never), from_sql(data_bytes));
+            Ok(Overview { sessions, never_read, unread_since_ms, data_bytes })
+        })
+    }
+
+    /// Snapshots that sessions of this catalog ended with, oldest first. What was taken in from the bucket is not among them, and
+    /// neither are two that both claim to be what one session made.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub fn committed_snapshots(&self) -> Result<Vec<CommittedSnapshot>> {
+        self.read("list the snapshots committed here", |transaction| {
+            // No two sessions have the same time: it names the session.
+            let mut find = transaction.prepare_cached(
+                "SELECT n.id, n.vm, n.time
+                 FROM (SELECT id, vm, time, count(*) OVER (PARTITION BY time) AS claims FROM snapshots) n
+                 JOIN sessions s ON s.opened_at = n.time AND s.vm = n.vm AND s.state = ?1
+                 WHERE n.claims = 1 ORDER BY n.time",
+            )?;
+            let mut rows = find.query([SessionState::Committed.code()])?;
+            let mut committed = Vec::new();
+            while let Some(row) = rows.next()? {
+                let id = row.get_ref(0)?.as_blob().unwrap_or_default();
+                let snapshot = expect(SnapshotId::from_slice(id), "snapshot id")?;
+                committed.push(CommittedSnapshot { snapshot, vm: row.get(1)?, time_ms: row.get(2)? });
+            }
+            Ok(committed)
+        })
+    }
+}
