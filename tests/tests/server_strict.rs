@@ -279,6 +279,23 @@ async fn nothing_unverified_of_others_is_offered_or_committed() {
     other.authority.commit(grant.session, document).await.unwrap();
 }
 
+/// Whoever verified a node has not verified what it names: that is proven by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verified_node_vouches_for_nothing_below_it() {
+    let served = Served::start_strict().await;
+    let bad = poison(&writer(&served), "thief", 1).await;
+    verified(&served).await;
+    let other = writer(&served);
+    let grant = other.authority.open_session("other").await.unwrap();
+    assert_eq!(other.authority.have_nodes(grant.session, &[bad.leaf]).await.unwrap(), [true]);
+    let (_, document) = other.snapshot("other", grant, bad.root);
+    let refused = other.authority.commit(grant.session, document).await.unwrap_err();
+    assert!(matches!(&refused, Error::Unproven { reason, .. } if reason.contains("chunk")), "{refused}");
+    let (root, stored) = honest(&other, "other", 1).await;
+    assert_eq!((root, stored), (bad.root, 1));
+    assert_eq!(restored(&served, root).await.unwrap(), disk(1));
+}
+
 /// Two writers on one base store it twice; once it is verified, a third stores nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_base_is_stored_once_a_writer_until_it_is_verified() {
