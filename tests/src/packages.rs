@@ -40,6 +40,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "syslinux-common", proof: Proof::File(crate::guest::BOOT_RECORD), backport: false },
     Package { name: "syslinux-efi", proof: Proof::File(crate::guest::UEFI_LOADER), backport: false },
     Package { name: "strace", proof: Proof::Program("strace"), backport: false },
+    Package { name: "systemd", proof: Proof::Program("systemd-analyze"), backport: false },
+    Package { name: "prometheus", proof: Proof::Program("promtool"), backport: false },
     Package { name: "python3", proof: Proof::Program("python3"), backport: false },
     Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },
 ];

@@ -45,6 +45,7 @@ pub(super) async fn have_chunks(mut call: Call) -> Result<Response, Refusal> {
     let body = call.body().await?;
     let ids: Vec<ChunkId> = decode_ids(&body.bytes).map_err(malformed)?;
     let have = repository.have_chunks(session, &ids).await?;
+    call.server.metrics.asked_for_chunks(&have);
     call.share.uses(session);
     Ok(binary(encode_bitmap(&have)))
 }
@@ -91,6 +92,7 @@ pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
     }
     let stored = async move { repository.put_pack(session, kind, body.bytes.clone()).await };
     call.carry_through(stored).await.map_err(Refusal::of_sender)?;
+    call.server.metrics.stored_pack();
     Ok(done())
 }
 
