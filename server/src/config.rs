@@ -51,6 +51,9 @@ pub struct Config {
     /// What may be too much.
     #[serde(default)]
     pub limits: Limits,
+    /// Who reads the metrics.
+    #[serde(default)]
+    pub metrics: Metrics,
     /// The repositories.
     #[serde(default, rename = "repository")]
     pub repositories: Vec<RepositoryConfig>,
@@ -64,6 +67,14 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// Who reads the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Everyone who reaches the server. Otherwise it takes a token with the scope maintain.
+    pub public: bool,
 }
 
 /// A repository to serve.
@@ -221,6 +232,7 @@ mod tests {
             ("\n[[rep", "[limits]\nmemory = 5\n\n[[rep", ["line 4", "memory"]),
             ("\n[[rep", "[limits]\nconections = 5\n\n[[rep", ["line 4", "conections"]),
             ("\n[[rep", "insecure_http = 1\n\n[[rep", ["line 3", "insecure_http"]),
+            ("\n[[rep", "[metrics]\npublik = true\n\n[[rep", ["line 4", "publik"]),
         ] {
             let error = Config::parse(&GOOD.replace(from, to)).unwrap_err();
             assert!(expected.iter().all(|part| error.contains(part)), "{error}");

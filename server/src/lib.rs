@@ -7,6 +7,7 @@ mod connection;
 mod hosted;
 mod jobs;
 mod limits;
+mod metrics;
 mod routes;
 pub mod schedule;
 mod serve;

@@ -52,6 +52,12 @@ impl Shares {
         &self.limits
     }
 
+    /// Memory that is set aside now, and all there is to set aside, in bytes.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        let left = self.memory.available_permits() as u64 * PIECE;
+        (self.limits.memory.saturating_sub(left), self.limits.memory)
+    }
+
     /// What this token takes up. Only tokens that exist are ever asked for.
     pub(crate) fn of(&self, token: [u8; 8]) -> Arc<Share> {
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::hosted::Hosted;
 use crate::jobs::{History, Jobs};
 use crate::limits::Shares;
+use crate::metrics::Metrics;
 use crate::tokens::Tokens;
 
 /// Repositories, tokens, limits and jobs.
@@ -18,6 +19,9 @@ pub(crate) struct Server {
     pub(crate) tokens: Tokens,
     pub(crate) shares: Shares,
     pub(crate) jobs: Jobs,
+    pub(crate) metrics: Metrics,
+    /// Everyone may read the metrics.
+    pub(crate) metrics_are_public: bool,
     hosted: BTreeMap<String, Arc<Hosted>>,
     under_way: watch::Sender<usize>,
 }
@@ -30,6 +34,8 @@ impl Server {
         Self {
             tokens: Tokens::new(&config.state),
             shares: Shares::new(config.limits),
+            metrics: Metrics::default(),
+            metrics_are_public: config.metrics.public,
             jobs: Jobs::new(History::open(&config.state)),
             hosted: hosted.collect(),
             under_way: watch::Sender::new(0),

@@ -36,6 +36,11 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// Whether somebody should look at it.
+    pub(crate) const fn needs_attention(self) -> bool {
+        matches!(self, Self::Damaged | Self::Failed | Self::CutOff)
+    }
+
     /// As it is written.
     pub(crate) const fn name(self) -> &'static str {
         match self {

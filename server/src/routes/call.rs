@@ -161,6 +161,7 @@ impl Call {
                 let room = (2 * whole.len()).clamp(part.len(), expected.max(part.len() as u64) as usize);
                 whole.reserve(room);
             }
+            self.server.metrics.received(part.len());
             see(&part);
             whole.extend_from_slice(&part);
         }

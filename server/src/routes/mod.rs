@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::HttpBody;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
 use axum::http::{StatusCode, header};
@@ -27,6 +28,7 @@ use underlay_store::wire::{Problem, kind};
 pub use table::{Machines, ROUTES, Route};
 
 use crate::connection::Connection;
+use crate::metrics::scrape;
 use crate::server::Server;
 use crate::tokens::{Scope, Token};
 use answer::problem_answer;
@@ -40,7 +42,10 @@ type Parameters = Result<RawPathParams, RawPathParamsRejection>;
 
 /// Everything the server answers.
 pub(crate) fn router(server: Arc<Server>) -> Router {
-    let mut router = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready));
+    let mut router = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics));
     for route in ROUTES {
         let filter = MethodFilter::try_from(route.method.clone()).expect("the table has usual methods");
         let path = format!("{REPOSITORIES}{}", route.path);
@@ -55,6 +60,23 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         router = router.route(&path, on(filter, handler));
     }
     router.fallback(unknown).method_not_allowed_fallback(unknown).with_state(server)
+}
+
+/// For Prometheus.
+async fn metrics(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let text = match authenticate(&server, &request) {
+        _ if server.metrics_are_public => scrape(&server, |_| true).await,
+        None => return problem_answer(&unauthorized()),
+        Some(token) if !(token.has_any(&[Scope::Maintain]) && token.covers_all_machines()) => {
+            let what = "this needs a token with the scope maintain, for all machines";
+            return problem_answer(&call::forbidden(what));
+        }
+        Some(token) => {
+            let _used = request.extensions().get::<Arc<Connection>>().map(|connection| connection.request());
+            scrape(&server, |name| token.covers_repository(name)).await
+        }
+    };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn ready(State(server): State<Arc<Server>>) -> Response {
@@ -72,8 +94,26 @@ async fn unknown(State(server): State<Arc<Server>>, request: Request) -> Respons
     }
 }
 
-/// Authenticates, authorises, limits; only then does the handler run.
+/// Counts what is answered.
 async fn dispatch(
+    route: &'static Route,
+    server: Arc<Server>,
+    parameters: RawPathParams,
+    request: Request,
+) -> Response {
+    let (started, counted) = (Instant::now(), Arc::clone(&server));
+    let answer = decide(route, server, parameters, request).await;
+    let announced = answer.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = announced.or_else(|| answer.body().size_hint().exact()).unwrap_or(0);
+    let path = if route.path.is_empty() { "/" } else { route.path };
+    let (method, status) = (route.method.as_str(), answer.status().as_u16());
+    counted.metrics.answered(method, path, status, started.elapsed(), length);
+    answer
+}
+
+/// Authenticates, authorises, limits; only then does the handler run.
+async fn decide(
     route: &'static Route,
     server: Arc<Server>,
     parameters: RawPathParams,

@@ -49,6 +49,7 @@ pub(super) async fn have_chunks(mut call: Call) -> Result<Response, Refusal> {
     let hosted = call.hosted()?;
     let circle = hosted.circle(call.token.writer(repository.id()));
     let have = hosted.coming.have_chunks(&repository, circle, session, &ids).await?;
+    call.server.metrics.asked_for_chunks(&have);
     call.share.uses(session);
     Ok(binary(encode_bitmap(&have)))
 }
@@ -101,6 +102,7 @@ pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
     let stored = async move { repository.put_pack(session, kind, body.bytes.clone()).await };
     call.carry_through(stored).await.map_err(Refusal::of_sender)?;
     call.hosted()?.coming.has_arrived();
+    call.server.metrics.stored_pack();
     Ok(done())
 }
 

@@ -2,12 +2,10 @@
 
 use rusqlite::params;
 
-use super::lookup::code;
 use super::record::SessionState;
 use super::{Catalog, expect, from_sql};
 use crate::error::Result;
 use crate::id::SnapshotId;
-use crate::pack::PackKind;
 
 /// A backup under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,18 +20,29 @@ pub struct OpenSession {
     pub stored_bytes: u64,
 }
 
+/// What there is of one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineOverview {
+    /// Its name.
+    pub vm: String,
+    /// Its snapshots.
+    pub snapshots: u64,
+    /// The time of the newest, in milliseconds since 1970.
+    pub newest_ms: i64,
+}
+
 /// How long ago packs were read, and who is writing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overview {
     /// Backups under way, oldest first.
     pub sessions: Vec<OpenSession>,
+    /// Machines that have snapshots, by name.
+    pub machines: Vec<MachineOverview>,
     /// Packs that were not read whole since they were stored.
     pub never_read: u64,
     /// Since when the pack that waits longest was not read: when that was done last, or when the session opened that stored it. In
     /// milliseconds since 1970; `None` if there is no pack of which that is known.
     pub unread_since_ms: Option<i64>,
-    /// Bytes of data packs, without those of nodes.
-    pub data_bytes: u64,
 }
 
 /// A snapshot that this catalog itself committed.
@@ -65,15 +74,20 @@ impl Catalog {
                 Ok(OpenSession { vm, opened_ms, heard_ms, stored_bytes: from_sql(row.get(3)?) })
             })?;
             let sessions = sessions.collect::<rusqlite::Result<_>>()?;
-            let (never, unread_since_ms, data_bytes): (i64, Option<i64>, i64) = transaction.query_row(
-                "SELECT ifnull(sum(p.checked = 0), 0), min(CASE WHEN p.checked > 0 THEN p.checked ELSE s.opened_at END),
-                    ifnull(sum(CASE WHEN p.kind = ?1 THEN p.size END), 0)
+            let mut find = transaction
+                .prepare_cached("SELECT vm, count(*), max(time) FROM snapshots GROUP BY vm ORDER BY vm")?;
+            let machines = find.query_map((), |row| {
+                let (vm, snapshots, newest_ms) = (row.get(0)?, from_sql(row.get(1)?), row.get(2)?);
+                Ok(MachineOverview { vm, snapshots, newest_ms })
+            })?;
+            let machines = machines.collect::<rusqlite::Result<_>>()?;
+            let (never, unread_since_ms): (i64, Option<i64>) = transaction.query_row(
+                "SELECT ifnull(sum(p.checked = 0), 0), min(CASE WHEN p.checked > 0 THEN p.checked ELSE s.opened_at END)
                  FROM packs p LEFT JOIN sessions s ON s.session = p.session WHERE p.state < 2",
-                [code(PackKind::Data)],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                (),
+                |row| Ok((row.get(0)?, row.get(1)?)),
             )?;
-            let (never_read, data_bytes) = (from_sql(never), from_sql(data_bytes));
-            Ok(Overview { sessions, never_read, unread_since_ms, data_bytes })
+            Ok(Overview { sessions, machines, never_read: from_sql(never), unread_since_ms })
         })
     }
 

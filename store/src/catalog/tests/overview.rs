@@ -37,9 +37,14 @@ fn an_overview_tells_who_writes_and_what_was_not_read_for_long() {
     catalog.import_pack(&pack(2, PackKind::Nodes, &[2])).unwrap();
     let overview = catalog.overview().unwrap();
     assert_eq!((overview.never_read, overview.unread_since_ms), (2, Some(opened)));
-    assert_eq!(overview.data_bytes, record.size);
     let [open] = &overview.sessions[..] else { panic!("{overview:?}") };
     assert_eq!((open.vm.as_str(), open.opened_ms, open.stored_bytes), ("vm", opened, record.size));
     catalog.abandon_session(session(1)).unwrap();
-    assert_eq!(catalog.overview().unwrap().sessions, []);
+    for (n, time) in [(1, 5), (2, 9), (3, 7)] {
+        import(&catalog, snapshot(n), time, b"", &[]).unwrap();
+    }
+    let overview = catalog.overview().unwrap();
+    assert_eq!(overview.sessions, []);
+    let [vm] = &overview.machines[..] else { panic!("{overview:?}") };
+    assert_eq!((vm.vm.as_str(), vm.snapshots, vm.newest_ms), ("vm", 3, 9));
 }
