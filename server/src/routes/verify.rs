@@ -6,10 +6,12 @@ use underlay_store::id::{NodeId, PackName};
 use underlay_store::pack::{MAXIMUM_LENGTH, PackId};
 use underlay_store::wire::{ListedPack, encode_nodes};
 
-use super::answer::{self, Refusal, binary, json};
+use super::answer::{self, Refusal, json};
 use super::call::{Call, malformed};
 use super::sessions::pack_kind;
 
+/// Bytes of all that is read as one node.
+const MOST_COPIES: u64 = 16 << 20;
 /// Packs vouched for at once.
 const PACKS: usize = 4096;
 
@@ -17,7 +19,9 @@ const PACKS: usize = 4096;
 pub(super) async fn copies(call: Call) -> Result<Response, Refusal> {
     let node = call.parameter("node", NodeId::from_hex)?;
     let repository = call.repository().await?;
-    Ok(binary(encode_nodes(&repository.node_copies(node).await?)))
+    let reserved = call.server.shares.reserve(&call.share, MOST_COPIES).await?;
+    let copies = repository.node_copies(node).await?;
+    Ok(answer::reserved(encode_nodes(&copies).into(), reserved))
 }
 
 /// A whole pack of either kind.

@@ -22,6 +22,8 @@ const LONGEST: u64 = 4 << 20;
 
 /// Copies of one node that are looked at: one of each writer.
 const COPIES: usize = 256;
+/// Nothing longer is a node: a leaf of 512 runs takes 18 KiB.
+const LONGEST_NODE: u32 = 64 << 10;
 
 /// Who is to rely on what is read.
 #[derive(Debug, Clone, Copy)]
@@ -131,7 +133,8 @@ impl NodeReader {
     async fn contents(&self, ids: &[NodeId], places: &[Vec<Location>]) -> Result<Vec<Vec<Bytes>>> {
         let mut wanted: Vec<(usize, NodeId, Location)> = Vec::new();
         for ((at, id), places) in ids.iter().enumerate().zip(places) {
-            wanted.extend(places.iter().take(COPIES).map(|place| (at, *id, *place)));
+            let nodes = places.iter().filter(|place| place.plain_length <= LONGEST_NODE).take(COPIES);
+            wanted.extend(nodes.map(|place| (at, *id, *place)));
         }
         // Stable: of one node's copies in one pack the better one stays first.
         wanted.sort_by_key(|(_, _, place)| (place.pack, place.offset));
