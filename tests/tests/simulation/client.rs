@@ -218,6 +218,7 @@ impl Backup<'_> {
             Err(Error::Unproven { reason, .. }) => {
                 // Nothing that an honest client was promised may be missing from a proof.
                 let what = format!("an honest commit was not proven: {reason}");
+                core.note(self.process.number, "complaint", &what, "");
                 core.complaints.push(what);
                 return committed;
             }
