@@ -30,7 +30,10 @@ impl Catalog {
                     insert_entries(transaction, &[(added, pack)])?;
                     added
                 }
-                Some((row, kind, 0)) if kind == code(pack.kind) => row,
+                Some((row, kind, 0)) if kind == code(pack.kind) => {
+                    complete(transaction, row, pack)?;
+                    row
+                }
                 Some(_) => {
                     let rule = "a pack of this name is of another kind, or is being removed".to_owned();
                     return Err(Error::Invalid { what: "pack", value: pack.name.to_string(), rule }.into());
@@ -232,12 +235,34 @@ fn forget_expected(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()
     Ok(())
 }
 
-/// The row of the pack, still without its entries. Of two with the same id the first counts.
-fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>) -> Outcome<i64> {
+/// How many ids the pack holds, and how many bytes they are of. Of two with the same id the first counts.
+fn holds(pack: &PackRecord) -> (i64, i64) {
     let mut entries: Vec<&Entry> = pack.entries.iter().collect();
     entries.sort_by_key(|entry| entry.id);
     entries.dedup_by_key(|entry| entry.id);
     let plain: u64 = entries.iter().map(|entry| u64::from(entry.plain_length)).sum();
+    (to_sql(entries.len() as u64), to_sql(plain))
+}
+
+/// What is known of a pack may be what was left of it when somebody found it damaged, before its writer stored it once more. Now all of it
+/// is there. Reads through the whole table if so.
+fn complete(transaction: &Transaction<'_>, row: i64, pack: &PackRecord) -> Outcome<()> {
+    let (entries, plain) = holds(pack);
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE packs SET size = ?2, entries = ?3, plain_bytes = ?4 WHERE pack = ?1 AND (size, entries) <> (?2, ?3)",
+        )?
+        .execute(params![row, to_sql(pack.size), entries, plain])?;
+    if changed == 0 {
+        return Ok(());
+    }
+    transaction.execute(&format!("DELETE FROM {} WHERE pack = ?1", table(pack.kind)), [row])?;
+    insert_entries(transaction, &[(row, pack)])
+}
+
+/// The row of the pack, still without its entries.
+fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option<i64>) -> Outcome<i64> {
+    let (entries, plain) = holds(pack);
     transaction
         .prepare_cached(
             "INSERT INTO packs (name, kind, size, entries, plain_bytes, session, proven, writer)
@@ -247,8 +272,8 @@ fn insert_pack(transaction: &Transaction<'_>, pack: &PackRecord, session: Option
             pack.name.as_bytes(),
             code(pack.kind),
             to_sql(pack.size),
-            to_sql(entries.len() as u64),
-            to_sql(plain),
+            entries,
+            plain,
             session
         ])?;
     Ok(transaction.last_insert_rowid())

@@ -113,9 +113,10 @@ fn version(connection: &Connection) -> rusqlite::Result<u32> {
 
 /// Newer catalogs and databases of other programs are left exactly as they are.
 fn refuse_foreign(path: &Path, connection: &Connection) -> Outcome<()> {
-    let found = version(connection)?;
-    let application: u32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    // First of all: where another process is making the catalog, all of this appears at once.
     let tables = connection.query_row("SELECT 1 FROM sqlite_schema LIMIT 1", (), |_| Ok(())).optional()?;
+    let application: u32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let found = version(connection)?;
     if tables.is_some() && application != APPLICATION {
         return Err(Failure::Content("it is a database of another program".to_owned()));
     }

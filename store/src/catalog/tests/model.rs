@@ -108,8 +108,14 @@ fn take(catalog: &Catalog, model: &mut Model, step: Step) {
             let fits = model.packs.get(&name).is_none_or(|(of, ..)| *of == kind);
             assert_eq!(added.is_ok(), model.is_open(s) && fits);
             if added.is_ok() {
-                let new = || (kind, ids.into_iter().collect(), BTreeSet::new(), false);
-                model.packs.entry(name).or_insert_with(new).2.insert(s);
+                let held: BTreeSet<u8> = ids.into_iter().collect();
+                let new = || (kind, held.clone(), BTreeSet::new(), false);
+                let known = model.packs.entry(name).or_insert_with(new);
+                // What was left of it when somebody found it damaged; now it is whole.
+                if known.1.len() != held.len() {
+                    known.1 = held;
+                }
+                known.2.insert(s);
             }
         }
         Step::Import(name, kind, ids) => {
