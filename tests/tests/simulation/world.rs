@@ -375,7 +375,11 @@ impl World {
         if core.lives[process].repairs
             && let Some(what) = core.oversteps(&op)
         {
-            core.complaints.push(format!("a repair {what}: {} {}", op.verb(), op.name()));
+            let doubted = match ObjectName::parse(op.name()) {
+                Some(ObjectName::Damage(snapshot)) => core.describe_doubted(&snapshot),
+                _ => String::new(),
+            };
+            core.complaints.push(format!("a repair {what}: {} {}; doubted: {doubted}", op.verb(), op.name()));
         }
         let id = core.next_request;
         core.next_request += 1;
