@@ -77,6 +77,12 @@ fn self_signed(state: &Path, address: &str) -> Result<(PathBuf, PathBuf), TlsErr
     let made = rcgen::generate_simple_self_signed(names).map_err(|error| failed(error.to_string()))?;
     let write = || -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        // `serve` and `fingerprint` may be at it at the same moment: one of them makes it, for both.
+        let lock = fs::File::create(folder.join("making.lock"))?;
+        lock.lock()?;
+        if certificate.exists() {
+            return Ok(());
+        }
         // The key first: a certificate that is there has its key.
         write_whole(&folder, "key.pem", made.signing_key.serialize_pem().as_bytes())?;
         write_whole(&folder, "certificate.pem", made.cert.pem().as_bytes())
