@@ -362,3 +362,19 @@ pub fn workshop() -> (tempfile::TempDir, Workshop) {
     let real = images.canonicalize().expect("its real path");
     (dir, Workshop { dir: real })
 }
+
+/// Makes a qcow2 image called `name`, to be a base for others: a file system with real files, and 40 MiB that nothing else has.
+pub fn base(folder: &Path, name: &str) -> crate::Result<PathBuf> {
+    let (content, raw) = (folder.join(format!("{name}.files")), folder.join(format!("{name}.raw")));
+    let image = folder.join(format!("{name}.qcow2"));
+    let (content_text, raw_text) = (content.display().to_string(), raw.display().to_string());
+    std::fs::create_dir(&content)?;
+    crate::commands::run("cp", ["-r", "/usr/share/doc", &content_text])?;
+    let random = format!("head -c 40M /dev/urandom > {:?}", content.join("random"));
+    crate::commands::run("sh", ["-c", &random])?;
+    crate::commands::run("mke2fs", ["-q", "-t", "ext4", "-d", &content_text, &raw_text, "400M"])?;
+    crate::commands::run("qemu-img", ["convert", "-O", "qcow2", &raw_text, &image.display().to_string()])?;
+    std::fs::remove_file(raw)?;
+    std::fs::remove_dir_all(content)?;
+    Ok(image)
+}

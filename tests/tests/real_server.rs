@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use underlay_tests::commands::{run, spawn, wait_until};
+use underlay_tests::images;
 use underlay_tests::program::Underlay;
 use underlay_tests::server::ServerProgram;
 
@@ -17,18 +18,6 @@ fn text(path: &Path) -> &str {
 fn overlay(base: &Path, path: &Path, writes: &str) {
     run("qemu-img", ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", text(base), text(path)]).unwrap();
     run("qemu-io", ["-f", "qcow2", text(path), "-c", writes]).unwrap();
-}
-
-/// A file system with files in it, and no two blocks of random data alike.
-fn base(folder: &Path) -> PathBuf {
-    let (content, raw, base) = (folder.join("content"), folder.join("base.raw"), folder.join("base.qcow2"));
-    std::fs::create_dir(&content).unwrap();
-    run("cp", ["-r", "/usr/share/doc", text(&content)]).unwrap();
-    run("sh", ["-c", &format!("head -c 40M /dev/urandom > {:?}", content.join("random"))]).unwrap();
-    run("mke2fs", ["-q", "-t", "ext4", "-d", text(&content), text(&raw), "400M"]).unwrap();
-    run("qemu-img", ["convert", "-O", "qcow2", text(&raw), text(&base)]).unwrap();
-    std::fs::remove_file(raw).unwrap();
-    base
 }
 
 /// The layer after that of Monday.
@@ -72,7 +61,7 @@ fn three_hosts_share_a_base_and_restore_each_others_machines() {
     assert!(!operator.output(["init"]).unwrap().status.success(), "its key file is there");
     let backup_key = folder.join("backup.key");
     operator.run(&["key", "export", "--holds", "backup", text(&backup_key)]).unwrap();
-    let base = base(folder);
+    let base = images::base(folder, "base").unwrap();
     let hosts: Vec<(Underlay, PathBuf, String)> = (1..=3)
         .map(|number| {
             let home = folder.join(format!("host{number}"));

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use underlay_tests::commands::run;
-use underlay_tests::images::Random;
+use underlay_tests::images::{self, Random};
 use underlay_tests::program::Underlay;
 use underlay_tests::s3::S3Server;
 use underlay_tests::server::ServerProgram;
@@ -61,20 +61,6 @@ impl Site {
     }
 }
 
-/// A file system of real files and 40 MiB that nothing else has.
-fn base(folder: &Path, number: usize) -> PathBuf {
-    let (content, raw) = (folder.join("content"), folder.join("base.raw"));
-    let image = folder.join(format!("base{number}.qcow2"));
-    std::fs::create_dir(&content).unwrap();
-    run("cp", ["-r", "/usr/share/doc", text(&content)]).unwrap();
-    run("sh", ["-c", &format!("head -c 40M /dev/urandom > {:?}", content.join("random"))]).unwrap();
-    run("mke2fs", ["-q", "-t", "ext4", "-d", text(&content), text(&raw), "400M"]).unwrap();
-    run("qemu-img", ["convert", "-O", "qcow2", text(&raw), text(&image)]).unwrap();
-    std::fs::remove_file(raw).unwrap();
-    std::fs::remove_dir_all(content).unwrap();
-    image
-}
-
 /// A host's own copy of a base with a machine's overlay on it.
 fn machine(home: &Path, base: &Path, number: usize) -> PathBuf {
     let copy = home.join(base.file_name().unwrap());
@@ -97,7 +83,7 @@ fn twelve_machines_at_once_store_each_base_once() {
     let s3 = S3Server::garage().unwrap();
     let site = Site::new(|folder| ServerProgram::on_s3(folder, &s3, "127.0.0.1:0").unwrap());
     let folder = site.folder.path();
-    let bases = [base(folder, 0), base(folder, 1)];
+    let bases = ["base0", "base1"].map(|name| images::base(folder, name).unwrap());
     let hosts: Vec<Underlay> = (0..3).map(|number| site.host(&format!("host{number}"))).collect();
     let machines: Vec<(usize, String, PathBuf)> = (0..12)
         .map(|number| {

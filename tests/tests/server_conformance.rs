@@ -29,12 +29,7 @@ async fn over_tls() {
     for (name, case) in CASES {
         println!("{name}");
         let served = Served::start("").await;
-        let ground = Ground {
-            authority: served.for_all(),
-            key: served.key.clone(),
-            descriptor: served.descriptor.clone(),
-        };
-        case(ground).await;
+        case(ground(&served)).await;
         served.running.stop().await;
     }
 }
@@ -45,23 +40,11 @@ async fn in_strict_mode() {
     for (name, case) in CASES {
         println!("{name}");
         let served = Served::start_strict().await;
-        let ground = Ground {
-            authority: served.for_all(),
-            key: served.key.clone(),
-            descriptor: served.descriptor.clone(),
-        };
-        case(ground).await;
+        case(ground(&served)).await;
         served.running.stop().await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_plain_http() {
-    let served = Served::start("insecure_http = true").await;
-    let ground = Ground {
-        authority: served.for_all(),
-        key: served.key.clone(),
-        descriptor: served.descriptor.clone(),
-    };
-    CASES.iter().find(|(name, _)| *name == "what_is_stored_comes_back").unwrap().1(ground).await;
+fn ground(served: &Served) -> Ground {
+    Ground { authority: served.for_all(), key: served.key.clone(), descriptor: served.descriptor.clone() }
 }
