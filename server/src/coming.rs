@@ -16,14 +16,15 @@ use underlay_store::authority::Authority;
 use underlay_store::id::{ChunkId, SessionId, WriterId};
 use underlay_store::repository::Repository;
 
-/// A chunk is expected for so long. An honest session is held up no longer than this by each that is before it, in all: then it is so
-/// far behind that nothing of theirs is expected any more.
+/// A chunk is expected for so long after it was asked for, or after the last pack of whoever is to send it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// No session waits longer than this in all, whatever others ask for.
 const LONGEST: Duration = Duration::from_secs(60);
+/// A session that was not heard of for so long is forgotten; nothing is expected of it any more.
+const FORGOTTEN: Duration = Duration::from_secs(120);
 /// Fewer chunks than this are not worth waiting for.
 const WORTH_IT: usize = 32;
-/// Chunks expected at once, of all sessions: some 64 bytes each.
+/// Chunks expected at once, of all sessions: some 100 bytes each.
 const MOST: usize = 1 << 20;
 
 /// What is expected for one repository.
@@ -41,6 +42,8 @@ struct Expected {
     sessions: HashMap<SessionId, Asker>,
     /// How many sessions there were.
     asked: u64,
+    /// How many of them ended.
+    ended: u64,
     /// Of each circle of sessions that help each other.
     chunks: HashMap<(Circle, ChunkId), Sender>,
 }
@@ -52,19 +55,47 @@ struct Asker {
     order: u64,
     /// How long it has waited for others.
     waited: Duration,
+    /// When it last asked for chunks, or a pack of its came.
+    heard: Instant,
+    /// When a pack of its came.
+    sent: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Sender {
+    session: SessionId,
     order: u64,
-    until: Instant,
+    asked: Instant,
+}
+
+/// What comes of chunks that were not found.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// The session sends them.
+    Send,
+    /// These may be there by now.
+    LookAgain(Vec<ChunkId>),
+    /// These are awaited, until then.
+    Wait(Vec<ChunkId>, Instant),
+}
+
+/// Until when something is expected of this sender.
+fn until(sessions: &HashMap<SessionId, Asker>, sender: &Sender) -> Instant {
+    let sent = sessions.get(&sender.session).and_then(|asker| asker.sent);
+    sent.unwrap_or(sender.asked).max(sender.asked) + PATIENCE
 }
 
 impl Expected {
     fn asker(&mut self, session: SessionId) -> &mut Asker {
-        let (order, waited) = (self.asked, Duration::ZERO);
-        let asker = self.sessions.entry(session).or_insert(Asker { order, waited });
-        self.asked += u64::from(asker.order == order);
+        let now = Instant::now();
+        if !self.sessions.contains_key(&session) {
+            // Some vanish and never end.
+            self.sessions.retain(|_, asker| now < asker.heard + FORGOTTEN);
+            self.asked += 1;
+        }
+        let new = Asker { order: self.asked, waited: Duration::ZERO, heard: now, sent: None };
+        let asker = self.sessions.entry(session).or_insert(new);
+        asker.heard = now;
         asker
     }
 
@@ -75,32 +106,56 @@ impl Expected {
         session: SessionId,
         missing: &[ChunkId],
     ) -> Option<(Vec<ChunkId>, Instant)> {
-        let (Asker { order: own, waited }, now) = (*self.asker(session), Instant::now());
+        let (Asker { order: own, waited, .. }, now) = (*self.asker(session), Instant::now());
         let patience = LONGEST.checked_sub(waited).filter(|left| !left.is_zero())?;
-        let sender =
-            |id: &ChunkId| self.chunks.get(&(circle, *id)).filter(|by| by.order < own && by.until > now);
-        let until = missing.iter().filter_map(sender).map(|by| by.until).max()?;
-        let ids: Vec<ChunkId> = missing.iter().filter(|id| sender(id).is_some()).copied().collect();
-        (ids.len() >= WORTH_IT).then_some((ids, until.min(now + patience)))
+        let awaited = |id: &ChunkId| {
+            let sender = self.chunks.get(&(circle, *id)).filter(|by| by.order < own)?;
+            Some(until(&self.sessions, sender)).filter(|until| *until > now)
+        };
+        let (ids, ends): (Vec<ChunkId>, Vec<Instant>) =
+            missing.iter().filter_map(|id| Some((*id, awaited(id)?))).unzip();
+        let last = ends.into_iter().max()?;
+        (ids.len() >= WORTH_IT).then_some((ids, last.min(now + patience)))
     }
 
     fn expect(&mut self, circle: Circle, session: SessionId, missing: &[ChunkId]) {
         let (order, now) = (self.asker(session).order, Instant::now());
         if self.chunks.len() + missing.len() > MOST {
-            self.chunks.retain(|_, by| by.until > now);
+            self.chunks.retain(|_, by| until(&self.sessions, by) > now);
         }
         let room = MOST.saturating_sub(self.chunks.len());
         for id in missing.iter().take(room) {
-            let sender = Sender { order, until: now + PATIENCE };
-            let known = self.chunks.entry((circle, *id)).or_insert(sender);
-            if known.until <= now {
-                *known = sender;
+            let over =
+                self.chunks.get(&(circle, *id)).is_none_or(|known| until(&self.sessions, known) <= now);
+            if over {
+                self.chunks.insert((circle, *id), Sender { session, order, asked: now });
             }
+        }
+    }
+
+    /// What comes of the chunks that a look-up did not find, `ended` being how many sessions had ended before it.
+    fn next(&mut self, circle: Circle, session: SessionId, missing: Vec<ChunkId>, ended: u64) -> Next {
+        match self.of_earlier(circle, session, &missing) {
+            Some((awaited, until)) => Next::Wait(awaited, until),
+            // All that it has sent is there, and may have come behind the look-up's back.
+            None if self.ended != ended && !missing.is_empty() => Next::LookAgain(missing),
+            None => {
+                self.expect(circle, session, &missing);
+                Next::Send
+            }
+        }
+    }
+
+    fn has_sent(&mut self, session: SessionId) {
+        if let Some(asker) = self.sessions.get_mut(&session) {
+            asker.heard = Instant::now();
+            asker.sent = Some(asker.heard);
         }
     }
 
     fn ends(&mut self, session: SessionId) {
         let Some(Asker { order, .. }) = self.sessions.remove(&session) else { return };
+        self.ended += 1;
         self.chunks.retain(|_, by| by.order != order);
         if self.sessions.is_empty() {
             self.chunks = HashMap::new();
@@ -124,34 +179,40 @@ impl Coming {
         session: SessionId,
         ids: &[ChunkId],
     ) -> Result<Vec<bool>, Error> {
-        let mut have = repository.have_chunks(session, ids).await?;
+        let mut have = vec![false; ids.len()];
+        let mut unknown = ids.to_vec();
         loop {
             let mut arrived = std::pin::pin!(self.arrived.notified());
-            // From here on no arrival is missed.
+            // What arrives while they are looked up, or who ends then, is not missed.
             arrived.as_mut().enable();
-            let missing = || ids.iter().zip(&have).filter(|(_, have)| !**have).map(|(id, _)| *id);
-            let missing: Vec<ChunkId> = missing().collect();
-            let Some((awaited, until)) = self.expected().of_earlier(circle, session, &missing) else {
-                self.expected().expect(circle, session, &missing);
-                return Ok(have);
-            };
-            let started = Instant::now();
-            let late = timeout_at(until, arrived).await.is_err();
-            self.expected().asker(session).waited += started.elapsed();
-            let found = repository.have_chunks(session, &awaited).await?;
-            for (id, _) in awaited.iter().zip(found).filter(|(_, found)| *found) {
+            let ended = self.expected().ended;
+            let found = repository.have_chunks(session, &unknown).await?;
+            for (id, _) in unknown.iter().zip(found).filter(|(_, found)| *found) {
                 if let Ok(at) = ids.binary_search(id) {
                     have[at] = true;
                 }
             }
-            if late {
+            let missing = ids.iter().zip(&have).filter(|(_, have)| !**have).map(|(id, _)| *id).collect();
+            let (awaited, until) = match self.expected().next(circle, session, missing, ended) {
+                Next::Send => return Ok(have),
+                Next::LookAgain(missing) => {
+                    unknown = missing;
+                    continue;
+                }
+                Next::Wait(awaited, until) => (awaited, until),
+            };
+            let started = Instant::now();
+            if timeout_at(until, arrived).await.is_err() {
                 tracing::debug!(%session, chunks = awaited.len(), "not waited for any longer");
             }
+            self.expected().asker(session).waited += started.elapsed();
+            unknown = awaited;
         }
     }
 
-    /// A pack has been stored.
-    pub(crate) fn has_arrived(&self) {
+    /// A pack of the session has been stored.
+    pub(crate) fn has_arrived(&self, session: SessionId) {
+        self.expected().has_sent(session);
         self.arrived.notify_waiters();
     }
 
@@ -224,6 +285,46 @@ mod tests {
         expected.ends(session(1));
         expected.ends(session(2));
         assert!(expected.chunks.is_empty() && expected.sessions.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_something_is_waited_for_longer() {
+        let mut expected = Expected::default();
+        expected.expect(None, session(1), &chunks(0..100));
+        for _ in 0..3 {
+            tokio::time::advance(PATIENCE / 2).await;
+            expected.has_sent(session(1));
+        }
+        let (_, until) = expected.of_earlier(None, session(2), &chunks(0..100)).unwrap();
+        assert_eq!(until, Instant::now() + PATIENCE);
+        tokio::time::advance(PATIENCE).await;
+        assert!(expected.of_earlier(None, session(2), &chunks(0..100)).is_none());
+    }
+
+    /// A session can store everything and end between a look-up and what is made of it.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_sent_again_because_its_sender_has_just_ended() {
+        let mut expected = Expected::default();
+        let ids = chunks(0..100);
+        assert_eq!(expected.next(None, session(1), ids.clone(), 0), Next::Send);
+        let before_the_lookup = expected.ended;
+        expected.has_sent(session(1));
+        expected.ends(session(1));
+        let next = expected.next(None, session(2), ids.clone(), before_the_lookup);
+        assert_eq!(next, Next::LookAgain(ids.clone()));
+        assert_eq!(expected.next(None, session(2), ids, expected.ended), Next::Send);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_vanish_are_forgotten() {
+        let mut expected = Expected::default();
+        for number in 1..100 {
+            expected.expect(None, session(number), &chunks(0..100));
+        }
+        tokio::time::advance(FORGOTTEN).await;
+        expected.expect(None, session(100), &chunks(0..100));
+        assert_eq!(expected.sessions.len(), 1);
+        assert!(expected.of_earlier(None, session(101), &chunks(0..100)).is_some());
     }
 
     /// Whoever asks for the same again and again holds others up, but not for ever.

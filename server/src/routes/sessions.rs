@@ -101,7 +101,7 @@ pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
     }
     let stored = async move { repository.put_pack(session, kind, body.bytes.clone()).await };
     call.carry_through(stored).await.map_err(Refusal::of_sender)?;
-    call.hosted()?.coming.has_arrived();
+    call.hosted()?.coming.has_arrived(session);
     call.server.metrics.stored_pack();
     Ok(done())
 }

@@ -235,27 +235,58 @@ fn forget_expected(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()
     Ok(())
 }
 
-/// How many ids the pack holds, and how many bytes they are of. Of two with the same id the first counts.
-fn holds(pack: &PackRecord) -> (i64, i64) {
+/// What the pack holds, by id. Of two with the same id the first counts.
+fn distinct(pack: &PackRecord) -> Vec<&Entry> {
     let mut entries: Vec<&Entry> = pack.entries.iter().collect();
     entries.sort_by_key(|entry| entry.id);
     entries.dedup_by_key(|entry| entry.id);
+    entries
+}
+
+/// How many ids the pack holds, and how many bytes they are of.
+fn holds(pack: &PackRecord) -> (i64, i64) {
+    let entries = distinct(pack);
     let plain: u64 = entries.iter().map(|entry| u64::from(entry.plain_length)).sum();
     (to_sql(entries.len() as u64), to_sql(plain))
 }
 
-/// What is known of a pack may be what was left of it when somebody found it damaged, before its writer stored it once more. Now all of it
-/// is there. Reads through the whole table if so.
-fn complete(transaction: &Transaction<'_>, row: i64, pack: &PackRecord) -> Outcome<()> {
-    let (entries, plain) = holds(pack);
-    let changed = transaction
+/// Whether the pack is known just as it is.
+pub(super) fn agrees(transaction: &Transaction<'_>, pack: &PackRecord) -> Outcome<bool> {
+    let row: Option<i64> = transaction
         .prepare_cached(
-            "UPDATE packs SET size = ?2, entries = ?3, plain_bytes = ?4 WHERE pack = ?1 AND (size, entries) <> (?2, ?3)",
+            "SELECT pack FROM packs WHERE name = ?1 AND kind = ?2 AND size = ?3 AND entries = ?4",
         )?
-        .execute(params![row, to_sql(pack.size), entries, plain])?;
-    if changed == 0 {
+        .query_row(params![pack.name.as_bytes(), code(pack.kind), to_sql(pack.size), holds(pack).0], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    let Some(row) = row else { return Ok(false) };
+    let mut find = transaction.prepare_cached(&format!(
+        "SELECT offset, payload_length, plain_length, codec FROM {} WHERE id = ?1 AND pack = ?2",
+        table(pack.kind)
+    ))?;
+    for entry in distinct(pack) {
+        let found: Option<(u32, u32, u32, u8)> = find
+            .query_row(params![entry.id, row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .optional()?;
+        let said = (entry.offset, entry.payload_length, entry.plain_length, entry.codec.as_byte());
+        if found != Some(said) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What is known of a pack may be what was left of it when somebody found it damaged, or what a damaged index said, before its writer
+/// stored it once more. Now it is what the writer says. Reads through the whole table if so.
+fn complete(transaction: &Transaction<'_>, row: i64, pack: &PackRecord) -> Outcome<()> {
+    if agrees(transaction, pack)? {
         return Ok(());
     }
+    let (entries, plain) = holds(pack);
+    transaction
+        .prepare_cached("UPDATE packs SET size = ?2, entries = ?3, plain_bytes = ?4 WHERE pack = ?1")?
+        .execute(params![row, to_sql(pack.size), entries, plain])?;
     transaction.execute(&format!("DELETE FROM {} WHERE pack = ?1", table(pack.kind)), [row])?;
     insert_entries(transaction, &[(row, pack)])
 }

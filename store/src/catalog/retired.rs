@@ -1,11 +1,12 @@
 //! What checks found: places that are not to be relied on, roots that lost something, when each pack was read.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::lookup::{code, kind_of, table};
+use super::lookup::{kind_of, table};
+use super::packs::agrees;
 use super::record::{PackRecord, Retired};
 use super::{Catalog, Outcome, expect, failed, from_sql, to_sql};
 use crate::error::Result;
@@ -133,38 +134,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`](crate::Error::Catalog).
     pub fn agrees_with(&self, pack: &PackRecord) -> Result<bool> {
-        self.read("compare a pack", |transaction| {
-            let row: Option<i64> = transaction
-                .prepare_cached(
-                    "SELECT pack FROM packs WHERE name = ?1 AND kind = ?2 AND size = ?3 AND entries = ?4",
-                )?
-                .query_row(
-                    params![pack.name.as_bytes(), code(pack.kind), to_sql(pack.size), to_sql(distinct(pack))],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            let Some(row) = row else { return Ok(false) };
-            let mut find = transaction.prepare_cached(&format!(
-                "SELECT offset, payload_length, plain_length, codec FROM {} WHERE id = ?1 AND pack = ?2",
-                table(pack.kind)
-            ))?;
-            let mut entries: Vec<_> = pack.entries.iter().collect();
-            // Stable: of two with the same id the first counts.
-            entries.sort_by_key(|entry| entry.id);
-            entries.dedup_by_key(|entry| entry.id);
-            for entry in entries {
-                let found: Option<(u32, u32, u32, u8)> = find
-                    .query_row(params![entry.id, row], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                    })
-                    .optional()?;
-                let said = (entry.offset, entry.payload_length, entry.plain_length, entry.codec.as_byte());
-                if found != Some(said) {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
+        self.read("compare a pack", |transaction| agrees(transaction, pack))
     }
 
     /// Of the places in packs that the database at `other` knows too: how many it describes otherwise, or does not know.
@@ -210,10 +180,6 @@ impl Catalog {
             Ok(said.into_iter().filter(|line| line != "ok").collect())
         })
     }
-}
-
-fn distinct(pack: &PackRecord) -> u64 {
-    pack.entries.iter().map(|entry| entry.id).collect::<HashSet<_>>().len() as u64
 }
 
 /// Whether something below this root is lost.

@@ -184,25 +184,30 @@ impl Bucket {
 
     /// A bit flips, the end is lost, or the whole object. Returns in words what happened.
     pub fn rot(&mut self, name: &str, random: &mut Random) -> &'static str {
-        self.ledger.rotted(name);
-        let Some(object) = self.objects.get_mut(name) else { return "was gone" };
-        let length = object.bytes.len();
-        match random.below(4) {
+        let Some(object) = self.objects.get_mut(name) else {
+            self.ledger.rotted(name, &[], &[]);
+            return "was gone";
+        };
+        let was = object.bytes.clone();
+        let what = match random.below(4) {
             0 => {
                 self.objects.remove(name);
                 "vanishes"
             }
             1 => {
-                object.bytes.truncate(random.index(length));
+                object.bytes.truncate(random.index(was.len()));
                 "loses its end"
             }
             _ => {
-                let mut bytes = object.bytes.to_vec();
-                bytes[random.index(length)] ^= 1 << random.below(8);
+                let mut bytes = was.to_vec();
+                bytes[random.index(was.len())] ^= 1 << random.below(8);
                 object.bytes = bytes.into();
                 "rots"
             }
-        }
+        };
+        let left = self.peek(name).cloned().unwrap_or_default();
+        self.ledger.rotted(name, &was, &left);
+        what
     }
 
     /// Past every process and every fault.

@@ -1,6 +1,7 @@
 //! Which copies of chunks and nodes are sound, past every catalog and whatever anybody was told.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 use bytes::Bytes;
 use underlay_store::names::ObjectName;
@@ -24,6 +25,21 @@ struct Pack {
     ids: BTreeSet<Id>,
     /// Of those, the ones that are not what their ids say: they were stored so.
     wrong: BTreeSet<Id>,
+    /// Once it is rotten: those whose frames are what they were.
+    spared: BTreeSet<Id>,
+}
+
+/// Where each frame of a pack is that is whole.
+fn frames(name: &str, bytes: &[u8]) -> impl Iterator<Item = (Id, Range<usize>)> {
+    let pack = match ObjectName::parse(name) {
+        Some(ObjectName::Pack(kind, pack)) => Some(PackId::new(kind, pack)),
+        _ => None,
+    };
+    let index = pack.and_then(|pack| pack::parse(&pack, bytes).ok());
+    let place = |entry: pack::Entry| {
+        (entry.id, entry.offset as usize..(entry.offset + entry.frame_length()) as usize)
+    };
+    index.into_iter().flat_map(|index| index.entries).map(place)
 }
 
 /// Every pack there ever was.
@@ -66,7 +82,10 @@ impl Ledger {
         for id in &ids {
             self.places.entry(*id).or_default().insert(name.to_owned());
         }
-        self.packs.insert(name.to_owned(), Pack { condition: Condition::Sound, ids, wrong });
+        self.packs.insert(
+            name.to_owned(),
+            Pack { condition: Condition::Sound, ids, wrong, spared: BTreeSet::new() },
+        );
     }
 
     /// Somebody deleted an object.
@@ -81,10 +100,14 @@ impl Ledger {
         }
     }
 
-    /// An object is not any more what was stored.
-    pub fn rotted(&mut self, name: &str) {
+    /// An object is not any more what was stored: `left` instead of `was`.
+    pub fn rotted(&mut self, name: &str, was: &[u8], left: &[u8]) {
         let Some(pack) = self.packs.get_mut(name) else { return };
         pack.condition = Condition::Rotten;
+        pack.spared = frames(name, was)
+            .filter(|(_, frame)| left.get(frame.clone()) == Some(&was[frame.clone()]))
+            .map(|(id, _)| id)
+            .collect();
         self.doubted.extend(&pack.ids);
         self.troubled = true;
     }
@@ -117,14 +140,22 @@ impl Ledger {
         wrong.all(|(name, _)| self.told.contains(&(name.clone(), *id)))
     }
 
-    /// Whether what rotted is all there was of this chunk: a scrub finds that. A node in a rotten pack may still be read.
-    pub fn has_rotted_away(&self, id: &Id) -> bool {
+    /// Whether only rotten packs hold this chunk: a scrub finds that, and asks no further. A node in a rotten pack may still be read.
+    pub fn is_in_rotten_packs(&self, id: &Id) -> bool {
         let (mut rotten, mut other) = (false, false);
         for (name, pack) in self.holding(id) {
             rotten |= pack.condition == Condition::Rotten && name.starts_with("packs/");
             other |= pack.condition == Condition::Sound;
         }
         rotten && !other
+    }
+
+    /// Whether what rotted is all there was of this chunk. One in a rotten pack may be what it was, and who has the keys reads it.
+    pub fn has_rotted_away(&self, id: &Id) -> bool {
+        self.is_in_rotten_packs(id)
+            && !self
+                .holding(id)
+                .any(|(_, pack)| pack.condition == Condition::Rotten && pack.spared.contains(id))
     }
 
     /// Whether this copy is what it was.

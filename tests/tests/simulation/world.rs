@@ -505,10 +505,10 @@ impl Core {
         self.model.snapshots.get(id).is_some_and(|record| record.ids.iter().any(lost))
     }
 
-    /// Whether something of the snapshot is lost, and whoever reads all packs without a key sees that.
+    /// Whether whoever reads all packs without a key must take something of the snapshot for lost.
     pub fn has_rotted(&self, id: &SnapshotId) -> bool {
         let record = self.model.snapshots.get(id);
-        record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.has_rotted_away(id)))
+        record.is_some_and(|record| record.ids.iter().any(|id| self.bucket.ledger.is_in_rotten_packs(id)))
     }
 
     /// A gap that is known: a host whose disk was put back lists what was dropped since, until it is dropped again.

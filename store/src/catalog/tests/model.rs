@@ -111,10 +111,8 @@ fn take(catalog: &Catalog, model: &mut Model, step: Step) {
                 let held: BTreeSet<u8> = ids.into_iter().collect();
                 let new = || (kind, held.clone(), BTreeSet::new(), false);
                 let known = model.packs.entry(name).or_insert_with(new);
-                // What was left of it when somebody found it damaged; now it is whole.
-                if known.1.len() != held.len() {
-                    known.1 = held;
-                }
+                // It may be known as somebody found it, damaged; now it is what its writer says.
+                known.1 = held;
                 known.2.insert(s);
             }
         }
