@@ -62,6 +62,23 @@ fn a_snapshot_with_a_missing_chunk_is_refused_however_it_is_asked_for() {
     }
 }
 
+/// What it was promised may be missing because another owner deleted it.
+#[test]
+fn who_was_shut_out_is_told_that_and_not_that_its_snapshot_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Backend::memory();
+    let lab = Lab::on(backend.clone());
+    lab.runtime.block_on(async {
+        let grant = lab.repository.open_session("vm").await.unwrap();
+        let leaf = store_dangling_leaf(&lab, grant).await;
+        Repository::open(backend, &folder.path().join("there"), Access::TakeOver).await.unwrap();
+        let snapshot = snapshot(&lab, grant, Root { size: 2 << 20, node: Some(leaf) });
+        let document = Bytes::from(snapshot.seal(lab.key.backup()).unwrap());
+        let refused = lab.repository.commit(grant.session, document).await.unwrap_err();
+        assert!(matches!(refused, Error::OwnedElsewhere { generation: 2, .. }), "{refused}");
+    });
+}
+
 #[test]
 fn an_abandoned_session_never_becomes_a_snapshot() {
     let folder = tempfile::tempdir().unwrap();

@@ -169,7 +169,11 @@ impl Authority for Repository {
         let proven = match prove(&facts, &roots, &live).await? {
             Ok(proven) => proven,
             Err(_) if broken(Rule::Prove) => Vec::new(),
-            Err(reason) => return Err(Error::Unproven { snapshot: id, reason }),
+            Err(reason) => {
+                // Another owner may have deleted what was promised, and all this is not the client's doing.
+                self.ownership.still_ours(&self.backend).await?;
+                return Err(Error::Unproven { snapshot: id, reason });
+            }
         };
         self.with_catalog(move |catalog| catalog.begin_commit(session)).await?;
         self.backend.put(&names::snapshot(&id), document.clone()).await?;
