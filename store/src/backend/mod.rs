@@ -3,6 +3,7 @@
 //! Objects are written once. A [`Backend`] never answers with part of what was asked for: a short or failed answer is an
 //! error, and so is a short or failed listing.
 
+mod direct;
 mod fault;
 mod open;
 mod probe;
@@ -20,6 +21,8 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
+pub use self::direct::SignedRequest;
+use self::direct::Signer;
 pub use self::fault::{Fault, Faults, Operation, Rule};
 pub use self::open::Options;
 use self::open::Root;
@@ -42,6 +45,8 @@ struct Inner {
     root: Option<Arc<Root>>,
     /// Answers `If-None-Match` by ignoring or refusing it, and repeats a write only if it may replace.
     remote: bool,
+    /// Signs requests that others make, if this is a bucket.
+    signer: Option<Arc<Signer>>,
 }
 
 /// The source of the error of [`Backend::put`] when the name is taken by other content.
@@ -230,8 +235,9 @@ impl Backend {
     }
 
     fn wrapped(&self, store: Arc<dyn ObjectStore>) -> Self {
-        let Inner { location, root, remote, .. } = &*self.inner;
-        let inner = Inner { store, location: location.clone(), root: root.clone(), remote: *remote };
+        let Inner { location, root, remote, signer, .. } = &*self.inner;
+        let (location, root, signer) = (location.clone(), root.clone(), signer.clone());
+        let inner = Inner { store, location, root, remote: *remote, signer };
         Self { inner: Arc::new(inner) }
     }
 

@@ -13,8 +13,11 @@ use object_store::memory::InMemory;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 
-use super::{Backend, Inner};
+use super::{Backend, Inner, Signer};
 use crate::error::{Error, Result};
+
+/// As `object_store` has it.
+const DEFAULT_REGION: &str = "us-east-1";
 
 /// How to open a location.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,12 +56,12 @@ impl Backend {
 
     /// Objects in memory, for tests. Clones share them; nothing survives the last clone.
     pub fn memory() -> Self {
-        Self::build(Arc::new(InMemory::new()), "memory:", None, false)
+        Self::build(Arc::new(InMemory::new()), "memory:", None, false, None)
     }
 
     /// Objects in a store of the caller's, which is treated as a bucket: for tests. `location` is only shown.
     pub fn on(store: Arc<dyn ObjectStore>, location: &str) -> Self {
-        Self::build(store, location, None, true)
+        Self::build(store, location, None, true, None)
     }
 
     fn local(location: &str, path: &Path, options: Options) -> Result<Self> {
@@ -79,7 +82,7 @@ impl Backend {
         let root = Root::new(path).map_err(file_error("open"))?;
         let store = local_store(root.path())
             .map_err(|error| Error::Location { location: location.to_owned(), reason: error.to_string() })?;
-        Ok(Self::build(Arc::new(store), location, Some(Arc::new(root)), false))
+        Ok(Self::build(Arc::new(store), location, Some(Arc::new(root)), false, None))
     }
 
     fn bucket(location: &str, rest: &str, builder: AmazonS3Builder) -> Result<Self> {
@@ -93,14 +96,23 @@ impl Backend {
         }
         let prefix = object_store::path::Path::parse(prefix.trim_end_matches('/'))
             .map_err(|error| wrong(error.to_string()))?;
+        let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
+        let region = region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let s3 = s3_store(builder.with_bucket_name(bucket)).map_err(|error| wrong(error.to_string()))?;
+        let signer = Signer { bucket: s3.clone(), region, prefix: prefix.clone() };
         let store: Arc<dyn ObjectStore> =
             if prefix.is_root() { Arc::new(s3) } else { Arc::new(PrefixStore::new(s3, prefix)) };
-        Ok(Self::build(store, location, None, true))
+        Ok(Self::build(store, location, None, true, Some(Arc::new(signer))))
     }
 
-    fn build(store: Arc<dyn ObjectStore>, location: &str, root: Option<Arc<Root>>, remote: bool) -> Self {
-        Self { inner: Arc::new(Inner { store, location: location.to_owned(), root, remote }) }
+    fn build(
+        store: Arc<dyn ObjectStore>,
+        location: &str,
+        root: Option<Arc<Root>>,
+        remote: bool,
+        signer: Option<Arc<Signer>>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { store, location: location.to_owned(), root, remote, signer }) }
     }
 }
 

@@ -15,8 +15,8 @@ impl Catalog {
     /// its writer, also if another process found it in the bucket before.
     ///
     /// # Errors
-    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if a pack of this name is of another kind or on its
-    /// way out.
+    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if a pack of this name is of another kind, on its
+    /// way out, or was removed.
     pub fn add_pack(&self, session: SessionId, pack: &PackRecord) -> Result<()> {
         self.write("add a pack", |transaction| {
             let writer = open_row(transaction, session)?;
@@ -26,6 +26,7 @@ impl Catalog {
                 .optional()?;
             let row = match known {
                 None => {
+                    is_not_buried(transaction, &pack.name)?;
                     let added = insert_pack(transaction, pack, Some(writer))?;
                     insert_entries(transaction, &[(added, pack)])?;
                     added
@@ -50,10 +51,11 @@ impl Catalog {
     /// Notes that the session is about to store a pack of this name, and was heard of at `now_ms`.
     ///
     /// # Errors
-    /// [`Error::Session`] unless the session is open.
+    /// [`Error::Session`] unless the session is open; [`Error::Invalid`] if a pack of this name was removed.
     pub fn expect_pack(&self, session: SessionId, pack: &PackId, now_ms: i64) -> Result<()> {
         self.write("expect a pack", |transaction| {
             let row = open_row(transaction, session)?;
+            is_not_buried(transaction, &pack.name)?;
             transaction
                 .prepare_cached(
                     "INSERT OR IGNORE INTO expected_packs (name, kind, session) VALUES (?1, ?2, ?3)",
@@ -228,6 +230,17 @@ fn hold_for_writer(transaction: &Transaction<'_>, row: i64, name: &PackName) -> 
         )?
         .execute(params![row, name.as_bytes()])?;
     Ok(())
+}
+
+/// Names do not come back: the deletion of a pack is recorded for every owner to come. An honest writer never makes a pack twice.
+fn is_not_buried(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()> {
+    let mut buried = transaction.prepare_cached("SELECT 1 FROM tombstones WHERE name = ?1")?;
+    if !buried.exists([name.as_bytes()])? {
+        return Ok(());
+    }
+    let rule =
+        "a pack of this name was removed, and names do not come back: start the backup again".to_owned();
+    Err(Error::Invalid { what: "pack", value: name.to_string(), rule }.into())
 }
 
 fn forget_expected(transaction: &Transaction<'_>, name: &PackName) -> Outcome<()> {

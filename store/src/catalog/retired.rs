@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Transaction, params};
 
 use super::lookup::{kind_of, table};
 use super::packs::agrees;
 use super::record::{PackRecord, Retired};
-use super::{Catalog, Outcome, expect, failed, from_sql, to_sql};
+use super::{Catalog, Outcome, expect, failed, from_sql};
 use crate::error::Result;
 use crate::id::{ChunkId, NodeId, PackName, Root};
 use crate::pack::{PackId, PackKind};

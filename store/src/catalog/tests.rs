@@ -6,6 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::id::{ChunkId, NodeId, PackName, Root, SessionId, SnapshotId};
 
+mod doomed;
 mod model;
 mod overview;
 mod retired;

@@ -5,6 +5,7 @@ mod claims;
 mod collect;
 mod damage;
 mod deletions;
+mod direct;
 mod forward;
 mod nodes;
 mod overview;

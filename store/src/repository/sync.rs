@@ -362,7 +362,7 @@ fn walk(pack: &PackId, bytes: &[u8]) -> Vec<Entry> {
     }
 }
 
-async fn read_trailer(backend: &Backend, pack: PackId, size: u64) -> Result<Vec<Entry>> {
+pub(super) async fn read_trailer(backend: &Backend, pack: PackId, size: u64) -> Result<Vec<Entry>> {
     let name = pack.to_string();
     let mut length = TAIL;
     loop {
