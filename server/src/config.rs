@@ -89,6 +89,9 @@ pub struct RepositoryConfig {
     /// Writers do not trust each other: what one has stored is offered to others only once it was verified.
     #[serde(default)]
     pub strict: bool,
+    /// Packs go between clients and the bucket and not through the server.
+    #[serde(default)]
+    pub direct: bool,
     /// What the server does in it by itself.
     #[serde(default, rename = "job")]
     pub jobs: Vec<JobConfig>,
@@ -159,6 +162,12 @@ impl Config {
         for repository in &config.repositories {
             if !names.insert(&repository.name) {
                 return Err(format!("two repositories are called {:?}: `name` must differ", repository.name));
+            }
+            if repository.direct && !repository.location.starts_with("s3://") {
+                return Err(format!(
+                    "the repository {:?} is no bucket: clients cannot be sent there, so leave `direct` out",
+                    repository.name
+                ));
             }
             let mut jobs = BTreeSet::new();
             if let Some(job) = repository.jobs.iter().find(|job| !jobs.insert(&job.name)) {
@@ -240,9 +249,12 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_and_plain_http_is_for_loopback() {
+    fn names_are_unique_direct_needs_a_bucket_and_plain_http_is_for_loopback() {
         let twice = format!("{GOOD}\n[[repository]]\nname = \"vms\"\nlocation = \"/q\"\n");
         assert!(Config::parse(&twice).unwrap_err().contains("vms"));
+        let direct = format!("{GOOD}direct = true\n");
+        assert!(Config::parse(&direct).unwrap_err().contains("`direct`"));
+        assert!(Config::parse(&direct.replace("/r", "s3://bucket/r")).is_ok());
         let plain = format!("insecure_http = true\n{GOOD}");
         assert!(Config::parse(&plain).is_ok());
         let open = plain.replace("127.0.0.1", "0.0.0.0");

@@ -24,6 +24,7 @@ pub(crate) struct Hosted {
     name: String,
     location: String,
     strict: bool,
+    direct: bool,
     jobs: Vec<JobConfig>,
     state: PathBuf,
     /// Chunks that clients are about to send.
@@ -35,14 +36,19 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn new(config: &RepositoryConfig, state: PathBuf) -> Self {
-        let RepositoryConfig { name, location, strict, jobs } = config.clone();
+        let RepositoryConfig { name, location, strict, direct, jobs } = config.clone();
         let (coming, opened, opening) = (Coming::default(), RwLock::default(), Mutex::default());
-        Self { name, location, strict, jobs, state, coming, opened, opening }
+        Self { name, location, strict, direct, jobs, state, coming, opened, opening }
     }
 
     /// Whose uploads help this writer.
     pub(crate) fn circle(&self, writer: WriterId) -> Circle {
         self.strict.then_some(writer)
+    }
+
+    /// Whether packs go between clients and the bucket.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -114,6 +120,9 @@ impl Hosted {
             let reason = format!("its store is not fit for one: {honours}");
             return Err(Error::Location { location: self.name.clone(), reason });
         }
+        if self.direct {
+            backend.probe_signed().await?;
+        }
         Repository::init(&backend, descriptor, slots).await?;
         tracing::info!(repository = %self.name, store = %honours, "made");
         *opening = None;
@@ -130,10 +139,14 @@ impl Hosted {
     }
 
     async fn open(&self, access: Access) -> Result<Repository, Error> {
-        let (location, state, strict) = (self.location.clone(), self.state.clone(), self.strict);
+        let (location, state) = (self.location.clone(), self.state.clone());
+        let (strict, direct) = (self.strict, self.direct);
         // Its catalog may have to be built: that blocks, and goes on if whoever asked goes away.
         let opened = tokio::spawn(async move {
             let backend = Backend::open(&location, Options::default())?;
+            if direct {
+                backend.probe_signed().await?;
+            }
             let repository = Repository::open(backend, &state, access).await?;
             repository.set_strict(strict).await?;
             Ok(repository)

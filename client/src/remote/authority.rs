@@ -1,6 +1,7 @@
 //! Every question of [`Authority`] as a request.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -113,7 +114,8 @@ impl Authority for RemoteAuthority {
     async fn open_session(&self, vm: &str) -> Result<SessionGrant> {
         let handle = SessionHandle::random();
         let ask = Ask::json(Method::PUT, format!("/sessions/{handle}"), &OpenSession { vm: vm.to_owned() })?;
-        let OpenedSession { session, time_ms } = self.http.read(&ask).await?;
+        let OpenedSession { session, time_ms, direct } = self.http.read(&ask).await?;
+        self.direct.wanted.store(direct, Ordering::Relaxed);
         self.sessions().insert(session, handle);
         Ok(SessionGrant { session, time: Timestamp::from_milliseconds(time_ms)? })
     }
@@ -143,8 +145,11 @@ impl Authority for RemoteAuthority {
         let hashed = bytes.clone();
         let name = tokio::task::spawn_blocking(move || name_of(&hashed)).await;
         let name = name.map_err(|_| Error::Interrupted)?;
-        let kind = wire_kind(kind);
-        let path = self.session_path(session, &format!("/packs/{kind}/{name}"))?;
+        let below = format!("{}/{name}", wire_kind(kind));
+        if self.put_directly(session, &below, &bytes).await? {
+            return Ok(name);
+        }
+        let path = self.session_path(session, &format!("/packs/{below}"))?;
         let ask = Ask { time: LONG, ..Ask::binary(Method::PUT, path, bytes) };
         self.http.send(&ask).await.result.map(|_| name)
     }
@@ -236,6 +241,9 @@ impl Authority for RemoteAuthority {
     async fn read_pack(&self, name: PackName, range: Range<u64>) -> Result<Bytes> {
         if range.is_empty() {
             return Ok(Bytes::new());
+        }
+        if let Some(bytes) = self.read_directly(name, &range).await? {
+            return Ok(bytes);
         }
         let length = range.end - range.start;
         let path = format!("/packs/{name}?offset={}&length={length}", range.start);

@@ -8,13 +8,13 @@ use bytes::{Bytes, BytesMut};
 pub(super) use reqwest::Method;
 use reqwest::redirect::Policy;
 use reqwest::tls::Version;
-use reqwest::{Client, StatusCode, header};
+use reqwest::{Client, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use underlay_store::Error;
-use underlay_store::wire::{Problem, kind};
+use underlay_store::wire::{Problem, SignedRequest, kind};
 use zeroize::Zeroizing;
 
 use super::location::Location;
@@ -45,11 +45,13 @@ pub(super) struct Ask {
     /// The time for one attempt.
     pub(super) time: Duration,
     pub(super) json: bool,
+    /// The bucket is asked, by this request of the server's, and not the server.
+    pub(super) signed: Option<SignedRequest>,
 }
 
 impl Ask {
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), body: None, limit: ANSWER, time: SHORT, json: false }
+        Self { method, path: path.into(), body: None, limit: ANSWER, time: SHORT, json: false, signed: None }
     }
 
     pub(super) fn get(path: impl Into<String>) -> Self {
@@ -59,6 +61,12 @@ impl Ask {
     /// With a binary body.
     pub(super) fn binary(method: Method, path: impl Into<String>, body: Bytes) -> Self {
         Self { body: Some(body), ..Self::new(method, path) }
+    }
+
+    /// Asks the bucket.
+    pub(super) fn signed(method: Method, request: SignedRequest) -> Self {
+        let path = request.url.split('?').next().unwrap_or_default().to_owned();
+        Self { signed: Some(request), time: LONG, ..Self::new(method, path) }
     }
 
     /// With a JSON body.
@@ -82,8 +90,8 @@ pub(super) struct Sent {
     pub(super) result: Result<Bytes, Error>,
     /// An earlier attempt may have reached the server.
     pub(super) repeated: bool,
-    /// There is no such job.
-    pub(super) no_job: bool,
+    /// The kind of the problem that the server told of, if it did.
+    pub(super) kind: Option<String>,
 }
 
 /// Why one attempt gave no answer.
@@ -98,11 +106,15 @@ enum Broken {
 /// One repository on one server.
 pub(super) struct Http {
     client: Client,
+    /// Speaks to the bucket, which has a certificate of its own and is told no token.
+    bucket: Client,
     location: Location,
     token: Zeroizing<String>,
     stopping: Option<watch::Receiver<bool>>,
     /// The server has answered before.
     answered: AtomicBool,
+    /// The bucket has.
+    bucket_answered: AtomicBool,
 }
 
 impl std::fmt::Debug for Http {
@@ -117,12 +129,15 @@ impl Http {
             server: location.server.clone(),
             source,
         };
-        let mut builder = Client::builder()
-            .user_agent(concat!("underlay/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
-            .no_proxy()
-            .connect_timeout(Duration::from_secs(10))
-            .tcp_keepalive(Duration::from_secs(20))
+        let basis = || {
+            Client::builder()
+                .user_agent(concat!("underlay/", env!("CARGO_PKG_VERSION")))
+                .redirect(Policy::none())
+                .no_proxy()
+                .connect_timeout(Duration::from_secs(10))
+                .tcp_keepalive(Duration::from_secs(20))
+        };
+        let mut builder = basis()
             .http2_initial_stream_window_size(4 << 20)
             .http2_initial_connection_window_size(16 << 20)
             .http2_keep_alive_interval(Duration::from_secs(20))
@@ -139,8 +154,10 @@ impl Http {
             builder = builder.tls_version_min(Version::TLS_1_3);
         }
         let client = builder.build().map_err(|error| unreachable(error.into()))?;
+        let bucket = basis().build().map_err(|error| unreachable(error.into()))?;
         let (token, stopping) = (options.token.clone(), options.stopping.clone());
-        Ok(Self { client, location, token, stopping, answered: AtomicBool::new(false) })
+        let (answered, bucket_answered) = <(AtomicBool, AtomicBool)>::default();
+        Ok(Self { client, bucket, location, token, stopping, answered, bucket_answered })
     }
 
     /// An answer that means nothing.
@@ -155,34 +172,44 @@ impl Http {
 
     /// Asks, and reads the answer as JSON.
     pub(super) async fn read<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
-        let answer = self.send(ask).await.result?;
-        serde_json::from_slice(&answer).map_err(|error| self.nonsense(format!("its answer: {error}")))
+        self.understood(&self.send(ask).await.result?)
+    }
+
+    /// An answer, read as JSON.
+    pub(super) fn understood<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T, Error> {
+        serde_json::from_slice(answer).map_err(|error| self.nonsense(format!("its answer: {error}")))
+    }
+
+    /// Whether the bucket has ever answered.
+    pub(super) fn bucket_has_answered(&self) -> bool {
+        self.bucket_answered.load(Ordering::Relaxed)
     }
 
     /// Asks until there is an answer, or no hope for one.
     pub(super) async fn send(&self, ask: &Ask) -> Sent {
         let (mut attempts, mut failing_since) = (0, None);
         let mut pause = SHORTEST_PAUSE;
-        let outcome = |result, attempts, no_job| Sent { result, repeated: attempts > 1, no_job };
+        let outcome = |result, attempts, kind| Sent { result, repeated: attempts > 1, kind };
+        let answered = if ask.signed.is_some() { &self.bucket_answered } else { &self.answered };
         loop {
             attempts += 1;
             let source = match self.once(ask).await {
-                Ok(answer) => return outcome(Ok(answer), attempts, false),
-                Err(Broken::Lasting(error)) => return outcome(Err(error), attempts, false),
+                Ok(answer) => return outcome(Ok(answer), attempts, None),
+                Err(Broken::Lasting(error)) => return outcome(Err(error), attempts, None),
                 Err(Broken::Problem(problem))
                     if ![kind::INTERRUPTED, kind::TOO_MANY].contains(&problem.kind()) =>
                 {
-                    let no_job = problem.kind() == kind::NO_JOB;
-                    return outcome(Err(self.told(problem)), attempts, no_job);
+                    let kind = Some(problem.kind().to_owned());
+                    return outcome(Err(self.told(problem)), attempts, kind);
                 }
                 Err(Broken::Problem(problem)) => problem.title.into(),
                 Err(Broken::Passing(source)) => source,
             };
             let since = *failing_since.get_or_insert_with(Instant::now);
-            let strange = !self.answered.load(Ordering::Relaxed);
+            let strange = !answered.load(Ordering::Relaxed);
             if since.elapsed() + pause > PATIENCE || (strange && attempts >= FIRST_ATTEMPTS) {
-                let server = self.location.server.clone();
-                return outcome(Err(Error::Unreachable { server, source }), attempts, false);
+                let server = self.whom(ask);
+                return outcome(Err(Error::Unreachable { server, source }), attempts, None);
             }
             tracing::warn!(
                 error = &*source as &dyn StdError,
@@ -191,7 +218,7 @@ impl Http {
                 ask.path
             );
             if !self.rest(pause).await {
-                return outcome(Err(Error::Interrupted), attempts, false);
+                return outcome(Err(Error::Interrupted), attempts, None);
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -215,7 +242,15 @@ impl Http {
         }
     }
 
+    /// Who is asked, for people: the server, or where in the bucket.
+    fn whom(&self, ask: &Ask) -> String {
+        if ask.signed.is_some() { ask.path.clone() } else { self.location.server.clone() }
+    }
+
     async fn once(&self, ask: &Ask) -> Result<Bytes, Broken> {
+        if let Some(signed) = &ask.signed {
+            return self.once_in_the_bucket(ask, signed).await;
+        }
         let Location { server, name, .. } = &self.location;
         let url = format!("{server}/{}/repositories/{name}{}", underlay_store::wire::VERSION, ask.path);
         let mut request =
@@ -224,18 +259,12 @@ impl Http {
             let kind = if ask.json { "application/json" } else { "application/octet-stream" };
             request = request.header(header::CONTENT_TYPE, kind).body(body.clone());
         }
-        let mut answer = request.send().await.map_err(|error| self.broken(error))?;
+        let answer = request.send().await.map_err(|error| self.broken(error))?;
         self.answered.store(true, Ordering::Relaxed);
         let status = answer.status();
-        let mut bytes = BytesMut::new();
-        while let Some(part) = answer.chunk().await.map_err(|error| self.broken(error))? {
-            if bytes.len() + part.len() > ask.limit {
-                return Err(Broken::Lasting(self.nonsense("its answer is too long")));
-            }
-            bytes.extend_from_slice(&part);
-        }
+        let bytes = self.body(ask, answer).await?;
         if status.is_success() {
-            return Ok(bytes.freeze());
+            return Ok(bytes);
         }
         let problem =
             serde_json::from_slice::<Problem>(&bytes).ok().filter(|problem| !problem.urn.is_empty());
@@ -253,6 +282,44 @@ impl Http {
                 Err(Broken::Lasting(self.nonsense(format!("status {status}: this is no underlay-server"))))
             }
         }
+    }
+
+    async fn once_in_the_bucket(&self, ask: &Ask, signed: &SignedRequest) -> Result<Bytes, Broken> {
+        let mut request = self.bucket.request(ask.method.clone(), &signed.url).timeout(ask.time);
+        for (name, value) in &signed.headers {
+            request = request.header(name, value);
+        }
+        if let Some(body) = &ask.body {
+            request = request.body(body.clone());
+        }
+        let answer = request.send().await.map_err(|error| Broken::Passing(error.without_url().into()))?;
+        self.bucket_answered.store(true, Ordering::Relaxed);
+        let status = answer.status();
+        let bytes = self.body(ask, answer).await?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        let said = String::from_utf8_lossy(&bytes);
+        let said: String = said.chars().filter(|c| !c.is_control()).take(300).collect();
+        let what = format!("status {status}: {said}");
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(Broken::Passing(what.into())),
+            _ if status.is_server_error() => Err(Broken::Passing(what.into())),
+            _ => Err(Broken::Lasting(Error::Server { server: ask.path.clone(), what })),
+        }
+    }
+
+    /// What an answer says, unless it is too long.
+    async fn body(&self, ask: &Ask, mut answer: Response) -> Result<Bytes, Broken> {
+        let mut bytes = BytesMut::new();
+        while let Some(part) = answer.chunk().await.map_err(|error| self.broken(error))? {
+            if bytes.len() + part.len() > ask.limit {
+                let server = self.whom(ask);
+                return Err(Broken::Lasting(Error::Server { server, what: "its answer is too long".into() }));
+            }
+            bytes.extend_from_slice(&part);
+        }
+        Ok(bytes.freeze())
     }
 
     /// A request that broke: for good, if the server is not who it should be.

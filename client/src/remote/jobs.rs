@@ -49,7 +49,7 @@ impl RemoteAuthority {
             let mut told = Told::default();
             loop {
                 let sent = self.http.send(&Ask::get(format!("{path}?seen={}", told.version))).await;
-                if sent.no_job && starts < STARTS {
+                if sent.kind.as_deref() == Some(kind::NO_JOB) && starts < STARTS {
                     progress.notice("the server was restarted; it begins again");
                     continue 'start;
                 }

@@ -1,6 +1,7 @@
 //! A repository on a server: [`Authority`] over HTTP. `docs/server.md` is the contract.
 
 mod authority;
+mod direct;
 mod http;
 mod jobs;
 mod location;
@@ -17,6 +18,7 @@ use underlay_store::id::{SessionHandle, SessionId, SlotId};
 use underlay_store::wire::{NewRepository, NewSlot};
 use zeroize::Zeroizing;
 
+use direct::Direct;
 use http::{Ask, Http, Method};
 pub use location::{Location, is_remote};
 
@@ -45,6 +47,7 @@ pub struct RemoteAuthority {
     http: Http,
     /// What the server calls the sessions by which this process knows them.
     sessions: Mutex<HashMap<SessionId, SessionHandle>>,
+    direct: Direct,
 }
 
 impl RemoteAuthority {
@@ -60,7 +63,7 @@ impl RemoteAuthority {
                 .to_owned();
             return Err(Error::Location { location: location.to_owned(), reason });
         }
-        Ok(Self { http: Http::new(parsed, options)?, sessions: Mutex::default() })
+        Ok(Self { http: Http::new(parsed, options)?, sessions: Mutex::default(), direct: Direct::default() })
     }
 
     /// Makes the repository, in the place that the server's configuration names.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod call;
+mod direct;
 mod jobs;
 mod keys;
 mod read;

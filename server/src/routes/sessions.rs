@@ -32,7 +32,8 @@ pub(super) async fn open(mut call: Call) -> Result<Response, Refusal> {
         call.share.ends(session);
     }
     let SessionGrant { session, time } = opened?;
-    Ok(json(&OpenedSession { session, time_ms: time.as_milliseconds() }))
+    let direct = call.hosted()?.is_direct();
+    Ok(json(&OpenedSession { session, time_ms: time.as_milliseconds(), direct }))
 }
 
 pub(super) async fn abandon(call: Call) -> Result<Response, Refusal> {

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 
 use super::answer::Refusal;
 use super::call::Call;
-use super::{jobs, keys, read, sessions, snapshots, verify};
+use super::{direct, jobs, keys, read, sessions, snapshots, verify};
 use crate::tokens::Scope::{self, Admin, Backup, Maintain, Restore};
 
 /// Which machines a token must be for.
@@ -77,6 +77,8 @@ pub static ROUTES: &[Route] = &[
     route!(POST "/sessions/{handle}/nodes", &[Backup], Any, IDS, sessions::have_nodes),
     route!(POST "/sessions/{handle}/roots", &[Backup], Any, MIB, sessions::pin_roots),
     route!(PUT "/sessions/{handle}/packs/{kind}/{name}", &[Backup], Any, PACK, sessions::put_pack),
+    route!(POST "/sessions/{handle}/packs/{kind}/{name}/upload", &[Backup], Any, 0, direct::upload),
+    route!(POST "/sessions/{handle}/packs/{kind}/{name}/stored", &[Backup], Any, 0, direct::stored),
     route!(POST "/sessions/{handle}/commit", &[Backup], Any, DOCUMENT, sessions::commit),
     route!(GET "/snapshots", ANY, Own, 0, snapshots::list),
     route!(DELETE "/snapshots/{snapshot}", &[Maintain], Own, 0, snapshots::forget),
@@ -89,6 +91,7 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/nodes/{node}/copies", &[Backup, Restore], Any, 0, verify::copies),
     route!(POST "/chunks/locate", &[Restore], Any, IDS, read::locate),
     route!(GET "/packs/{name}", &[Restore], Any, 0, read::pack),
+    route!(GET "/packs/data/{name}/location", &[Restore], Any, 0, direct::location),
     route!(GET "/packs/{kind}/{name}", &[Restore], Any, 0, verify::whole),
     route!(GET "/unverified", &[Maintain], All, 0, verify::unverified),
     route!(POST "/verified", &[Maintain], All, MIB, verify::vouch),

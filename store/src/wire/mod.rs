@@ -16,6 +16,7 @@ mod words;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::backend::SignedRequest;
 use crate::catalog::Unverified;
 use crate::id::{PackName, SessionId, SlotId};
 use crate::pack::{PackId, PackKind};
@@ -46,6 +47,9 @@ pub struct OpenedSession {
     pub session: SessionId,
     /// The snapshot's time, in milliseconds since 1970.
     pub time_ms: i64,
+    /// Packs are to be stored in the bucket itself, with signed requests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 /// A pack that nobody with keys has verified.

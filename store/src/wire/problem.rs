@@ -34,6 +34,8 @@ pub mod kind {
     pub const INTERRUPTED: &str = "interrupted";
     /// There is no such job.
     pub const NO_JOB: &str = "no-job";
+    /// Nobody is sent to the bucket of this repository.
+    pub const NOT_DIRECT: &str = "not-direct";
     /// Anything else.
     pub const FAILED: &str = "failed";
 }
