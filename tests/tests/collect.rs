@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use underlay_client::image::Format;
 use underlay_store::Error;
 use underlay_store::authority::{Authority, Withdrawal};
 use underlay_store::backend::{Backend, Fault, Faults, Operation, Rule};
 use underlay_store::check::CheckOptions;
 use underlay_store::gc::{GcOptions, GcReport};
-use underlay_store::id::{NodeId, SnapshotId};
+use underlay_store::id::{ChunkId, NodeId, SnapshotId};
 use underlay_store::names::{self, ObjectName};
 use underlay_store::pack::{self, Frame, PackId, PackKind, PackWriter};
 use underlay_store::progress::Silent;
@@ -294,6 +295,49 @@ fn only_one_collection_runs() {
     assert!(std::fs::read(folder.path().join("back.raw")).unwrap() == noise("b", 3 * MIB));
 }
 
+/// A pack with those of the chunks in `bytes` that are among `chunks`.
+fn packed_again(lab: &Lab, pack: &PackId, bytes: &[u8], chunks: &[ChunkId]) -> Bytes {
+    let index = pack::parse(pack, bytes).unwrap();
+    let mut writer = PackWriter::data(lab.descriptor.repository, index.header.sealed_keys.clone()).unwrap();
+    for entry in index.entries.iter().filter(|entry| chunks.contains(&entry.chunk_id())) {
+        let start = entry.offset as usize;
+        let frame = &bytes[start..start + entry.frame_length() as usize];
+        let frame = pack::parse_frame(pack, frame, entry).unwrap();
+        let key = index.header.key_of(pack, &frame).unwrap();
+        writer.add(&Frame::copy_of(&frame, key)).unwrap();
+    }
+    writer.finish().unwrap().bytes
+}
+
+/// It would be relied on as soon as the backup that stored it commits.
+#[test]
+fn what_an_open_session_has_stored_anew_is_read_before_the_old_copy_goes() {
+    let backend = Backend::memory();
+    let lab = Lab::on(backend.clone());
+    let first = back_up(&lab, "one", &disk(&["a", "b"]));
+    let (chunks, _) = lab.ids_below(&lab.snapshot(first).disks[0].root);
+    let session = lab.runtime.block_on(async {
+        let (name, _) = backend.list(names::PACKS).await.unwrap().remove(0);
+        let bytes = backend.get(&name).await.unwrap();
+        let Some(ObjectName::Pack(kind, name)) = ObjectName::parse(&name) else { panic!("{name}") };
+        let again = packed_again(&lab, &PackId::new(kind, name), &bytes, &chunks);
+        let session = lab.repository.open_session("two").await.unwrap().session;
+        let name = lab.repository.put_pack(session, PackKind::Data, again.clone()).await.unwrap();
+        let name = names::pack(PackKind::Data, &name);
+        let mut bytes = again.to_vec();
+        bytes[2000] ^= 1;
+        backend.delete(&name).await.unwrap();
+        backend.put(&name, bytes.into()).await.unwrap();
+        session
+    });
+    forget(&lab, first);
+    let report = gc(&lab, &thorough());
+    assert_eq!((report.open_sessions, report.damaged.len()), (1, 1), "{report:?}");
+    // Nothing of it is offered any more: the backup stores it once more.
+    let have = lab.runtime.block_on(lab.repository.have_chunks(session, &chunks)).unwrap();
+    assert!(have.iter().all(|have| !*have));
+}
+
 #[test]
 fn the_sound_copy_of_what_is_found_damaged_stays() {
     let backend = Backend::memory();
@@ -312,18 +356,9 @@ fn the_sound_copy_of_what_is_found_damaged_stays() {
         let Some(ObjectName::Pack(kind, name)) = ObjectName::parse(&name) else { panic!("{name}") };
         let pack = PackId::new(kind, name);
         let index = pack::parse(&pack, &copy).unwrap();
-        let mut writer =
-            PackWriter::data(lab.descriptor.repository, index.header.sealed_keys.clone()).unwrap();
-        for entry in index.entries.iter().filter(|entry| chunks.contains(&entry.chunk_id())) {
-            let start = entry.offset as usize;
-            let frame = &copy[start..start + entry.frame_length() as usize];
-            let frame = pack::parse_frame(&pack, frame, entry).unwrap();
-            let key = index.header.key_of(&pack, &frame).unwrap();
-            writer.add(&Frame::copy_of(&frame, key)).unwrap();
-        }
         let session = lab.repository.open_session("three").await.unwrap().session;
-        let bytes = writer.finish().unwrap().bytes;
-        lab.repository.put_pack(session, PackKind::Data, bytes).await.unwrap();
+        let again = packed_again(&lab, &pack, &copy, &chunks);
+        lab.repository.put_pack(session, PackKind::Data, again).await.unwrap();
         lab.repository.abandon(session).await.unwrap();
         // The older place of "b" is damaged, and nobody knows.
         let mut bytes = copy.to_vec();

@@ -69,7 +69,7 @@ pub struct Survey {
     pub live_entries: u64,
     /// Node packs all of whose nodes are alive, not known as such.
     pub provable: Vec<PackName>,
-    /// Packs that both hold something alive: if one goes, the other is relied on.
+    /// Packs that both hold something that is alive, or may be in a moment: if one goes, the other is relied on.
     pub shared: Vec<(PackId, PackId)>,
     /// Packs added later have higher rows.
     pub(super) last_row: i64,
@@ -109,7 +109,7 @@ impl Catalog {
 #[derive(Default, Clone)]
 struct Row {
     known: Option<(PackUse, bool)>,
-    /// Rows of packs that hold something alive that lies here, too.
+    /// Rows of packs that hold something that lies here, too, and for which this one is relied on.
     shares_with: HashSet<i64>,
 }
 
@@ -148,7 +148,7 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
     Ok(packs)
 }
 
-/// The places of a living id. Of those that are in use and not known to be damaged, the oldest counts; if all are known to be damaged, every
+/// The places of an id. If it is alive: of those that are in use and not known to be damaged, the oldest counts; if all are known to be damaged, every
 /// one of them: whoever said so may have been wrong, and one may be all that is left.
 struct Keeper {
     places: Vec<Place>,
@@ -177,12 +177,25 @@ impl Keeper {
         }
     }
 
-    fn settle(&mut self, packs: &mut [Row], live_entries: &mut u64) {
-        match self.strict {
-            true => self.settle_apart(packs, live_entries),
-            false => self.settle_together(packs, live_entries),
+    fn settle(&mut self, live: bool, packs: &mut [Row], live_entries: &mut u64) {
+        match (live, self.strict) {
+            (false, _) => self.settle_dead(packs),
+            (true, true) => self.settle_apart(packs, live_entries),
+            (true, false) => self.settle_together(packs, live_entries),
         }
         self.places.clear();
+    }
+
+    /// A session that is open may have stored anew what is dead, and commit a moment later: then its copy is relied on.
+    fn settle_dead(&self, packs: &mut [Row]) {
+        let is_held = |place: &&Place| known(packs, place.row).is_some_and(|(pack, _)| pack.held);
+        if self.places.len() < 2 {
+            return;
+        }
+        let held = self.places.iter().filter(|place| !place.damaged).filter(is_held);
+        for keeper in held.map(|place| place.row).collect::<Vec<_>>() {
+            self.places.iter().for_each(|place| share(packs, place, keeper));
+        }
     }
 
     /// Writers do not trust each other: a verified copy serves all of them, any other only whoever stored it, damaged or not.
@@ -214,14 +227,26 @@ impl Keeper {
 
 /// Counts a place as alive if it is its own `keeper`.
 fn count(packs: &mut [Row], place: &Place, keeper: i64) {
-    let Some(row) = usize::try_from(keeper).ok().and_then(|row| packs.get_mut(row)) else { return };
-    if place.row != keeper {
-        // With the one that counts: it stays, or is read when it is copied.
-        row.shares_with.insert(place.row);
-    } else if let Some((pack, _)) = &mut row.known {
+    share(packs, place, keeper);
+    if place.row == keeper
+        && let Some((pack, _)) = row_of(packs, keeper).and_then(|row| row.known.as_mut())
+    {
         pack.live_entries += 1;
         pack.live_bytes += place.bytes;
     }
+}
+
+/// Notes with the pack that counts that another holds the same: it stays, or is read when it is copied.
+fn share(packs: &mut [Row], place: &Place, keeper: i64) {
+    if place.row != keeper
+        && let Some(row) = row_of(packs, keeper)
+    {
+        row.shares_with.insert(place.row);
+    }
+}
+
+fn row_of(packs: &mut [Row], row: i64) -> Option<&mut Row> {
+    usize::try_from(row).ok().and_then(|row| packs.get_mut(row))
 }
 
 fn shared(packs: &[Row]) -> Vec<(PackId, PackId)> {
@@ -271,17 +296,15 @@ fn survey_chunks(
     while let Some(row) = rows.next()? {
         let id = row.get_ref(0)?.as_blob().unwrap_or_default();
         if id != current {
-            keeper.settle(packs, &mut survey.live_entries);
+            keeper.settle(live, packs, &mut survey.live_entries);
             let chunk = expect(ChunkId::from_slice(id), "chunk id")?;
             (current, live) = (*chunk.as_bytes(), marks.has_chunk(&chunk));
         }
-        if live {
-            let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
-            let (damaged, bytes) = (damaged.has(pack, &current), from_sql(row.get(2)?) + AROUND);
-            keeper.offer(packs, Place { damaged, condemned, row: pack, bytes });
-        }
+        let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
+        let (damaged, bytes) = (damaged.has(pack, &current), from_sql(row.get(2)?) + AROUND);
+        keeper.offer(packs, Place { damaged, condemned, row: pack, bytes });
     }
-    keeper.settle(packs, &mut survey.live_entries);
+    keeper.settle(live, packs, &mut survey.live_entries);
     Ok(())
 }
 
@@ -301,7 +324,7 @@ fn survey_nodes(
     while let Some(row) = rows.next()? {
         let id = expect(NodeId::from_slice(row.get_ref(0)?.as_blob().unwrap_or_default()), "node id")?;
         if id != current {
-            keeper.settle(packs, &mut survey.live_entries);
+            keeper.settle(live, packs, &mut survey.live_entries);
             (current, live) = (id, marks.has_node(&id));
         }
         let (pack, condemned): (i64, bool) = (row.get(1)?, row.get(3)?);
@@ -314,11 +337,9 @@ fn survey_nodes(
                 }
             }
         }
-        if live {
-            let (damaged, bytes) = (damaged.has(pack, id.as_bytes()), from_sql(row.get(2)?) + AROUND);
-            keeper.offer(packs, Place { damaged, condemned, row: pack, bytes });
-        }
+        let (damaged, bytes) = (damaged.has(pack, id.as_bytes()), from_sql(row.get(2)?) + AROUND);
+        keeper.offer(packs, Place { damaged, condemned, row: pack, bytes });
     }
-    keeper.settle(packs, &mut survey.live_entries);
+    keeper.settle(live, packs, &mut survey.live_entries);
     Ok(())
 }
