@@ -1,11 +1,11 @@
 //! Chunks that are on their way. Several hosts that back up the same base at once should not all send it.
 //!
 //! Whoever is told that a chunk is missing is expected to send it. A session that asks for the same chunk a little later waits for it
-//! to come, but only for sessions that asked for something before it did: so no two ever wait for each other. Nothing is promised: what
-//! does not come in time is sent twice, and a collection removes one copy. Where writers do not
-//! trust each other, only sessions of one writer wait for each other.
+//! to come, but never for one that waits for it itself, be it by way of others: so one of them always goes on. Nothing is promised: what
+//! does not come in time is sent twice, and a collection removes one copy. Where writers do not trust each other, only sessions of one
+//! writer wait for each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,8 +40,6 @@ pub(crate) type Circle = Option<WriterId>;
 #[derive(Debug, Default)]
 struct Expected {
     sessions: HashMap<SessionId, Asker>,
-    /// How many sessions there were.
-    asked: u64,
     /// How many of them ended.
     ended: u64,
     /// Of each circle of sessions that help each other.
@@ -49,12 +47,12 @@ struct Expected {
 }
 
 /// A session that asked for chunks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asker {
-    /// The how manieth it was to ask.
-    order: u64,
     /// How long it has waited for others.
     waited: Duration,
+    /// Whom it waits for now; each as often as it does.
+    waits_for: Vec<SessionId>,
     /// When it last asked for chunks, or a pack of its came.
     heard: Instant,
     /// When a pack of its came.
@@ -64,7 +62,6 @@ struct Asker {
 #[derive(Clone, Copy, Debug)]
 struct Sender {
     session: SessionId,
-    order: u64,
     asked: Instant,
 }
 
@@ -75,8 +72,18 @@ enum Next {
     Send,
     /// These may be there by now.
     LookAgain(Vec<ChunkId>),
-    /// These are awaited, until then.
-    Wait(Vec<ChunkId>, Instant),
+    /// Some of them are awaited.
+    Wait(Awaited),
+}
+
+/// What a session waits for.
+#[derive(Debug, PartialEq, Eq)]
+struct Awaited {
+    ids: Vec<ChunkId>,
+    /// Who is to send them.
+    senders: Vec<SessionId>,
+    /// Until when.
+    until: Instant,
 }
 
 /// Until when something is expected of this sender.
@@ -91,35 +98,55 @@ impl Expected {
         if !self.sessions.contains_key(&session) {
             // Some vanish and never end.
             self.sessions.retain(|_, asker| now < asker.heard + FORGOTTEN);
-            self.asked += 1;
         }
-        let new = Asker { order: self.asked, waited: Duration::ZERO, heard: now, sent: None };
+        let new = Asker { waited: Duration::ZERO, waits_for: Vec::new(), heard: now, sent: None };
         let asker = self.sessions.entry(session).or_insert(new);
         asker.heard = now;
         asker
     }
 
-    /// Those of `missing` that an earlier session is about to send, and until when the last of them is expected.
-    fn of_earlier(
-        &mut self,
-        circle: Circle,
-        session: SessionId,
-        missing: &[ChunkId],
-    ) -> Option<(Vec<ChunkId>, Instant)> {
-        let (Asker { order: own, waited, .. }, now) = (*self.asker(session), Instant::now());
+    /// Whether `one` waits for `other`, be it by way of others.
+    fn waits_for(&self, one: SessionId, other: SessionId) -> bool {
+        let (mut seen, mut open) = (HashSet::new(), vec![one]);
+        while let Some(next) = open.pop() {
+            if next == other {
+                return true;
+            }
+            if seen.insert(next) {
+                open.extend(self.sessions.get(&next).iter().flat_map(|asker| &asker.waits_for));
+            }
+        }
+        false
+    }
+
+    /// Those of `missing` that another session is about to send which does not wait for this one.
+    fn of_others(&mut self, circle: Circle, session: SessionId, missing: &[ChunkId]) -> Option<Awaited> {
+        let waited = self.asker(session).waited;
         let patience = LONGEST.checked_sub(waited).filter(|left| !left.is_zero())?;
-        let awaited = |id: &ChunkId| {
-            let sender = self.chunks.get(&(circle, *id)).filter(|by| by.order < own)?;
-            Some(until(&self.sessions, sender)).filter(|until| *until > now)
-        };
-        let (ids, ends): (Vec<ChunkId>, Vec<Instant>) =
-            missing.iter().filter_map(|id| Some((*id, awaited(id)?))).unzip();
-        let last = ends.into_iter().max()?;
-        (ids.len() >= WORTH_IT).then_some((ids, last.min(now + patience)))
+        let now = Instant::now();
+        // Each sender is looked at once.
+        let mut until_of: HashMap<SessionId, Option<Instant>> = HashMap::new();
+        let mut ids = Vec::new();
+        for id in missing {
+            let Some(sender) = self.chunks.get(&(circle, *id)) else { continue };
+            let may = until_of
+                .entry(sender.session)
+                .or_insert_with(|| (!self.waits_for(sender.session, session)).then_some(now));
+            let until = until(&self.sessions, sender);
+            if let Some(last) = may.as_mut().filter(|_| until > now) {
+                *last = until.max(*last);
+                ids.push(*id);
+            }
+        }
+        let last = until_of.values().flatten().max().copied()?;
+        let senders = until_of.into_iter().filter(|(_, until)| until.is_some_and(|until| until > now));
+        let senders = senders.map(|(sender, _)| sender).collect();
+        (ids.len() >= WORTH_IT).then_some(Awaited { ids, senders, until: last.min(now + patience) })
     }
 
     fn expect(&mut self, circle: Circle, session: SessionId, missing: &[ChunkId]) {
-        let (order, now) = (self.asker(session).order, Instant::now());
+        self.asker(session);
+        let now = Instant::now();
         if self.chunks.len() + missing.len() > MOST {
             self.chunks.retain(|_, by| until(&self.sessions, by) > now);
         }
@@ -128,15 +155,18 @@ impl Expected {
             let over =
                 self.chunks.get(&(circle, *id)).is_none_or(|known| until(&self.sessions, known) <= now);
             if over {
-                self.chunks.insert((circle, *id), Sender { session, order, asked: now });
+                self.chunks.insert((circle, *id), Sender { session, asked: now });
             }
         }
     }
 
     /// What comes of the chunks that a look-up did not find, `ended` being how many sessions had ended before it.
     fn next(&mut self, circle: Circle, session: SessionId, missing: Vec<ChunkId>, ended: u64) -> Next {
-        match self.of_earlier(circle, session, &missing) {
-            Some((awaited, until)) => Next::Wait(awaited, until),
+        match self.of_others(circle, session, &missing) {
+            Some(awaited) => {
+                self.asker(session).waits_for.extend(&awaited.senders);
+                Next::Wait(awaited)
+            }
             // All that it has sent is there, and may have come behind the look-up's back.
             None if self.ended != ended && !missing.is_empty() => Next::LookAgain(missing),
             None => {
@@ -154,9 +184,11 @@ impl Expected {
     }
 
     fn ends(&mut self, session: SessionId) {
-        let Some(Asker { order, .. }) = self.sessions.remove(&session) else { return };
+        if self.sessions.remove(&session).is_none() {
+            return;
+        }
         self.ended += 1;
-        self.chunks.retain(|_, by| by.order != order);
+        self.chunks.retain(|_, by| by.session != session);
         if self.sessions.is_empty() {
             self.chunks = HashMap::new();
         }
@@ -193,20 +225,19 @@ impl Coming {
                 }
             }
             let missing = ids.iter().zip(&have).filter(|(_, have)| !**have).map(|(id, _)| *id).collect();
-            let (awaited, until) = match self.expected().next(circle, session, missing, ended) {
+            let awaited = match self.expected().next(circle, session, missing, ended) {
                 Next::Send => return Ok(have),
                 Next::LookAgain(missing) => {
                     unknown = missing;
                     continue;
                 }
-                Next::Wait(awaited, until) => (awaited, until),
+                Next::Wait(awaited) => awaited,
             };
-            let started = Instant::now();
-            if timeout_at(until, arrived).await.is_err() {
-                tracing::debug!(%session, chunks = awaited.len(), "not waited for any longer");
+            let _waiting = Waiting { coming: self, session, awaited: &awaited, since: Instant::now() };
+            if timeout_at(awaited.until, arrived).await.is_err() {
+                tracing::debug!(%session, chunks = awaited.ids.len(), "not waited for any longer");
             }
-            self.expected().asker(session).waited += started.elapsed();
-            unknown = awaited;
+            unknown.clone_from(&awaited.ids);
         }
     }
 
@@ -223,6 +254,27 @@ impl Coming {
     }
 }
 
+/// A session waits, until this is dropped: when its request is over, or given up.
+struct Waiting<'a> {
+    coming: &'a Coming,
+    session: SessionId,
+    awaited: &'a Awaited,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut expected = self.coming.expected();
+        let Some(asker) = expected.sessions.get_mut(&self.session) else { return };
+        asker.waited += self.since.elapsed();
+        for sender in &self.awaited.senders {
+            if let Some(at) = asker.waits_for.iter().position(|waits_for| waits_for == sender) {
+                asker.waits_for.swap_remove(at);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,18 +288,51 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn later_sessions_wait_for_earlier_ones_and_never_the_other_way_round() {
+    async fn sessions_wait_for_what_others_send_and_never_in_a_circle() {
         let mut expected = Expected::default();
         expected.expect(None, session(1), &chunks(0..100));
         expected.expect(None, session(2), &chunks(50..200));
-        let (awaited, _) = expected.of_earlier(None, session(2), &chunks(40..140)).unwrap();
-        assert_eq!(awaited, chunks(40..100));
-        assert!(expected.of_earlier(None, session(1), &chunks(0..200)).is_none());
-        let (awaited, _) = expected.of_earlier(None, session(3), &chunks(0..250)).unwrap();
-        assert_eq!(awaited, chunks(0..200));
-        assert!(expected.of_earlier(None, session(3), &chunks(0..20)).is_none(), "too few to wait for");
+        let wait = |expected: &mut Expected, number, ids| match expected.next(
+            None,
+            session(number),
+            ids,
+            expected.ended,
+        ) {
+            Next::Wait(awaited) => Some(awaited.ids),
+            _ => None,
+        };
+        // The one that asked first waits for the other, too.
+        assert_eq!(wait(&mut expected, 1, chunks(90..140)), Some(chunks(100..140)));
+        assert!(expected.of_others(None, session(2), &chunks(0..100)).is_none(), "that one waits for it");
+        expected.expect(None, session(3), &chunks(200..240));
+        assert_eq!(wait(&mut expected, 3, chunks(0..50)), Some(chunks(0..50)));
+        assert!(
+            expected.of_others(None, session(2), &chunks(200..240)).is_none(),
+            "it does by way of the first"
+        );
+        let all = expected.of_others(None, session(4), &chunks(0..250)).unwrap();
+        assert_eq!((all.ids, all.senders.len()), (chunks(0..240), 3));
+        assert!(expected.of_others(None, session(4), &chunks(0..20)).is_none(), "too few to wait for");
         let stranger = Some(WriterId::new([1; 16]));
-        assert!(expected.of_earlier(stranger, session(3), &chunks(0..250)).is_none(), "of no use to it");
+        assert!(expected.of_others(stranger, session(4), &chunks(0..250)).is_none(), "of no use to it");
+    }
+
+    /// Whoever goes away while it waits holds nobody up.
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_wait_any_more_is_waited_for() {
+        let coming = Coming::default();
+        coming.expected().expect(None, session(1), &chunks(0..100));
+        coming.expected().expect(None, session(2), &chunks(100..200));
+        let Next::Wait(awaited) = coming.expected().next(None, session(1), chunks(100..200), 0) else {
+            panic!("it waits");
+        };
+        let waiting =
+            Waiting { coming: &coming, session: session(1), awaited: &awaited, since: Instant::now() };
+        assert!(coming.expected().of_others(None, session(2), &chunks(0..100)).is_none());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        drop(waiting);
+        assert!(coming.expected().of_others(None, session(2), &chunks(0..100)).is_some());
+        assert_eq!(coming.expected().asker(session(1)).waited, Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,16 +340,16 @@ mod tests {
         let mut expected = Expected::default();
         expected.expect(None, session(1), &chunks(0..100));
         tokio::time::advance(PATIENCE / 2).await;
-        assert!(expected.of_earlier(None, session(2), &chunks(0..100)).is_some());
+        assert!(expected.of_others(None, session(2), &chunks(0..100)).is_some());
         // Asking again does not prolong it.
         expected.expect(None, session(1), &chunks(0..100));
         tokio::time::advance(PATIENCE / 2).await;
-        assert!(expected.of_earlier(None, session(2), &chunks(0..100)).is_none());
+        assert!(expected.of_others(None, session(2), &chunks(0..100)).is_none());
         // Then it is up to who asked last.
         expected.expect(None, session(2), &chunks(0..100));
-        assert!(expected.of_earlier(None, session(3), &chunks(0..100)).is_some());
+        assert!(expected.of_others(None, session(3), &chunks(0..100)).is_some());
         expected.ends(session(2));
-        assert!(expected.of_earlier(None, session(3), &chunks(0..100)).is_none());
+        assert!(expected.of_others(None, session(3), &chunks(0..100)).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,10 +380,10 @@ mod tests {
             tokio::time::advance(PATIENCE / 2).await;
             expected.has_sent(session(1));
         }
-        let (_, until) = expected.of_earlier(None, session(2), &chunks(0..100)).unwrap();
-        assert_eq!(until, Instant::now() + PATIENCE);
+        let awaited = expected.of_others(None, session(2), &chunks(0..100)).unwrap();
+        assert_eq!(awaited.until, Instant::now() + PATIENCE);
         tokio::time::advance(PATIENCE).await;
-        assert!(expected.of_earlier(None, session(2), &chunks(0..100)).is_none());
+        assert!(expected.of_others(None, session(2), &chunks(0..100)).is_none());
     }
 
     /// A session can store everything and end between a look-up and what is made of it.
@@ -324,7 +409,7 @@ mod tests {
         tokio::time::advance(FORGOTTEN).await;
         expected.expect(None, session(100), &chunks(0..100));
         assert_eq!(expected.sessions.len(), 1);
-        assert!(expected.of_earlier(None, session(101), &chunks(0..100)).is_some());
+        assert!(expected.of_others(None, session(101), &chunks(0..100)).is_some());
     }
 
     /// Whoever asks for the same again and again holds others up, but not for ever.
@@ -334,8 +419,8 @@ mod tests {
         let mut rounds = 0;
         loop {
             expected.expect(None, session(1), &chunks(0..100));
-            let Some((_, until)) = expected.of_earlier(None, session(2), &chunks(0..100)) else { break };
-            let wait = until - Instant::now();
+            let Some(awaited) = expected.of_others(None, session(2), &chunks(0..100)) else { break };
+            let wait = awaited.until - Instant::now();
             assert!(!wait.is_zero());
             tokio::time::advance(wait).await;
             expected.asker(session(2)).waited += wait;

@@ -79,7 +79,7 @@ fn bytes_new(answer: &serde_json::Value) -> u64 {
 }
 
 #[test]
-fn twelve_machines_at_once_hardly_send_a_base_twice() {
+fn twelve_machines_at_once_store_each_base_once() {
     let s3 = S3Server::garage().unwrap();
     let site = Site::new(|folder| ServerProgram::on_s3(folder, &s3, "127.0.0.1:0").unwrap());
     let folder = site.folder.path();
@@ -113,8 +113,8 @@ fn twelve_machines_at_once_hardly_send_a_base_twice() {
         different / MIB,
         started.elapsed().as_secs_f64()
     );
-    // Without waiting for each other, six of them send each base. One of them sent once more is a known fault.
-    assert!(sent <= different + different / 2, "{sent} bytes were sent, {different} are different");
+    // Without waiting for each other, six of them send each base.
+    assert!(sent <= different + different / 20, "{sent} bytes were sent, {different} are different");
     for (host, vm, image) in &machines {
         let elsewhere = site.operator.elsewhere(&folder.join(format!("host{}", (host + 1) % 3)));
         let restored = folder.join("restored.qcow2");

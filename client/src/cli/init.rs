@@ -115,13 +115,13 @@ enum Place {
     /// Here, or in a bucket of which the store was tried out.
     Own(Backend, Honours),
     /// On a server, which tries out its own.
-    Server(RemoteAuthority),
+    Server(Box<RemoteAuthority>),
 }
 
 impl Place {
     fn open(app: &App, location: &str) -> Result<Self, Failure> {
         if is_remote(location) {
-            return app.remote().map(Self::Server);
+            return Ok(Self::Server(Box::new(app.remote()?)));
         }
         let backend = Backend::open(location, Options { create: true })?;
         let honours = app.wait(backend.probe())?;

@@ -7,7 +7,7 @@ use underlay_store::Error;
 use underlay_store::authority::{Authority, SessionGrant};
 use underlay_store::digest::Sha256;
 use underlay_store::id::{ChunkId, NodeId, PackName, Root};
-use underlay_store::pack::PackKind;
+use underlay_store::pack::{PackId, PackKind};
 use underlay_store::snapshot::validate::vm_name;
 use underlay_store::wire::{OpenSession, OpenedSession, decode_ids, encode_bitmap};
 
@@ -100,7 +100,8 @@ pub(super) async fn put_pack(mut call: Call) -> Result<Response, Refusal> {
     if digest.finish() != name.to_string() {
         return Err(malformed("the pack is not what its name says").into());
     }
-    let stored = async move { repository.put_pack(session, kind, body.bytes.clone()).await };
+    let pack = PackId::new(kind, name);
+    let stored = async move { repository.put_named_pack(session, pack, body.bytes.clone()).await };
     call.carry_through(stored).await.map_err(Refusal::of_sender)?;
     call.hosted()?.coming.has_arrived(session);
     call.server.metrics.stored_pack();

@@ -10,7 +10,7 @@ use super::{Access, Repository, Whose, blocking};
 use crate::authority::{
     Authority, Marked, RepairOptions, RepairReport, SessionGrant, StoredDocument, Withdrawal, Withdrawn,
 };
-use crate::catalog::{Catalog, Location, PackRecord, SnapshotRecord, Totals, Unverified};
+use crate::catalog::{Catalog, Location, SnapshotRecord, Totals, Unverified};
 use crate::check::{CheckOptions, CheckReport};
 use crate::document;
 use crate::gc::{GcOptions, GcReport};
@@ -129,25 +129,9 @@ impl Authority for Repository {
     }
 
     async fn put_pack(&self, session: SessionId, kind: PackKind, bytes: Bytes) -> Result<PackName> {
-        let id = self.id;
-        let (record, bytes) = blocking(move || {
-            let name = pack::name_of(&bytes);
-            let pack = PackId::new(kind, name);
-            let index = pack::parse(&pack, &bytes)?;
-            if index.header.repository != id {
-                return Err(Error::damaged(pack.to_string(), "it was made for another repository"));
-            }
-            Ok((PackRecord { name, kind, size: bytes.len() as u64, entries: index.entries }, bytes))
-        })
-        .await?;
-        let name = record.name;
-        // Whoever was shut out hears of it before it sends more.
-        self.ownership.still_ours(&self.backend).await?;
-        // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
-        let (pack, now) = (PackId::new(kind, name), (self.clock)());
-        self.with_catalog(move |catalog| catalog.expect_pack(session, &pack, now)).await?;
-        self.backend.put(&names::pack(kind, &name), bytes).await?;
-        self.with_catalog(move |catalog| catalog.add_pack(session, &record)).await?;
+        let hashed = bytes.clone();
+        let name = blocking(move || Ok(pack::name_of(&hashed))).await?;
+        self.put_named_pack(session, PackId::new(kind, name), bytes).await?;
         Ok(name)
     }
 

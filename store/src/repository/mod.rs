@@ -5,11 +5,12 @@ mod claims;
 mod collect;
 mod damage;
 mod deletions;
-mod direct;
+
 mod forward;
 mod nodes;
 mod overview;
 mod owner;
+mod packs;
 mod rebuild;
 mod retired;
 mod strict;

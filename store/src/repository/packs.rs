@@ -1,9 +1,11 @@
-//! Packs that go between a client and the bucket without passing through here.
+//! Packs as they come: through here, or by requests that are signed here and go to the bucket.
 
 use std::time::Duration;
 
-use super::Repository;
+use bytes::Bytes;
+
 use super::sync::read_trailer;
+use super::{Repository, blocking};
 use crate::backend::SignedRequest;
 use crate::catalog::PackRecord;
 use crate::id::{PackName, SessionId};
@@ -17,6 +19,32 @@ pub const READABLE_FOR: Duration = Duration::from_secs(15 * 60);
 const HEAD: u64 = 4096;
 
 impl Repository {
+    /// Stores a pack whose SHA-256 is its name: the caller has seen to that. Otherwise as [`put_pack`].
+    ///
+    /// [`put_pack`]: crate::authority::Authority::put_pack
+    ///
+    /// # Errors
+    /// As [`put_pack`].
+    pub async fn put_named_pack(&self, session: SessionId, pack: PackId, bytes: Bytes) -> Result<()> {
+        let id = self.id;
+        let (record, bytes) = blocking(move || {
+            let index = pack::parse(&pack, &bytes)?;
+            if index.header.repository != id {
+                return Err(Error::damaged(pack.to_string(), "it was made for another repository"));
+            }
+            let (PackId { name, kind, .. }, size) = (pack, bytes.len() as u64);
+            Ok((PackRecord { name, kind, size, entries: index.entries }, bytes))
+        })
+        .await?;
+        // Whoever was shut out hears of it before it sends more.
+        self.ownership.still_ours(&self.backend).await?;
+        // Recorded before it is stored: a process killed between the two leaves a pack that the next one finds.
+        let now = (self.clock)();
+        self.with_catalog(move |catalog| catalog.expect_pack(session, &pack, now)).await?;
+        self.backend.put(&pack.to_string(), bytes).await?;
+        self.with_catalog(move |catalog| catalog.add_pack(session, &record)).await
+    }
+
     /// A request that stores this very pack. It counts for nothing until [`Repository::pack_is_stored`].
     ///
     /// # Errors
