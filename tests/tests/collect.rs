@@ -10,6 +10,7 @@ use underlay_client::image::Format;
 use underlay_store::Error;
 use underlay_store::authority::{Authority, Withdrawal};
 use underlay_store::backend::{Backend, Fault, Faults, Operation, Rule};
+use underlay_store::catalog::Location;
 use underlay_store::check::CheckOptions;
 use underlay_store::gc::{GcOptions, GcReport};
 use underlay_store::id::{ChunkId, NodeId, SnapshotId};
@@ -316,11 +317,11 @@ fn what_an_open_session_has_stored_anew_is_read_before_the_old_copy_goes() {
     let lab = Lab::on(backend.clone());
     let first = back_up(&lab, "one", &disk(&["a", "b"]));
     let (chunks, _) = lab.ids_below(&lab.snapshot(first).disks[0].root);
-    let session = lab.runtime.block_on(async {
+    let (session, old) = lab.runtime.block_on(async {
         let (name, _) = backend.list(names::PACKS).await.unwrap().remove(0);
         let bytes = backend.get(&name).await.unwrap();
-        let Some(ObjectName::Pack(kind, name)) = ObjectName::parse(&name) else { panic!("{name}") };
-        let again = packed_again(&lab, &PackId::new(kind, name), &bytes, &chunks);
+        let Some(ObjectName::Pack(kind, old)) = ObjectName::parse(&name) else { panic!("{name}") };
+        let again = packed_again(&lab, &PackId::new(kind, old), &bytes, &chunks);
         let session = lab.repository.open_session("two").await.unwrap().session;
         let name = lab.repository.put_pack(session, PackKind::Data, again.clone()).await.unwrap();
         let name = names::pack(PackKind::Data, &name);
@@ -328,14 +329,17 @@ fn what_an_open_session_has_stored_anew_is_read_before_the_old_copy_goes() {
         bytes[2000] ^= 1;
         backend.delete(&name).await.unwrap();
         backend.put(&name, bytes.into()).await.unwrap();
-        session
+        (session, old)
     });
     forget(&lab, first);
     let report = gc(&lab, &thorough());
     assert_eq!((report.open_sessions, report.damaged.len()), (1, 1), "{report:?}");
-    // Nothing of it is offered any more: the backup stores it once more.
-    let have = lab.runtime.block_on(lab.repository.have_chunks(session, &chunks)).unwrap();
-    assert!(have.iter().all(|have| !*have));
+    let sound = |places: &Vec<Location>| places.iter().any(|place| place.pack == old);
+    let places = || lab.runtime.block_on(lab.repository.locate_chunks(&chunks)).unwrap();
+    assert!(places().iter().all(sound), "the old copy is all that there is");
+    lab.runtime.block_on(lab.repository.abandon(session)).unwrap();
+    gc(&lab, &thorough());
+    assert!(!places().iter().any(sound));
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub struct PackUse {
     pub state: PackState,
     /// An open session wrote it.
     pub held: bool,
+    /// It holds what an open session has stored too, and that was found damaged.
+    pub replaces: bool,
     /// Something in it was found damaged.
     pub suspected: bool,
     /// How far it is to be relied on.
@@ -138,6 +140,7 @@ fn packs(transaction: &Transaction<'_>, last_row: &mut i64) -> Outcome<Vec<Row>>
             live_bytes: 0,
             state,
             held: row.get(7)?,
+            replaces: false,
             suspected: row.get(8)?,
             origin: origin_of((row.get(9)?, row.get(10)?))?,
         };
@@ -186,15 +189,24 @@ impl Keeper {
         self.places.clear();
     }
 
-    /// A session that is open may have stored anew what is dead, and commit a moment later: then its copy is relied on.
+    /// A session that is open may have stored anew what is dead, and commit a moment later: then its copy is relied on, or, if that was
+    /// found damaged, the others.
     fn settle_dead(&self, packs: &mut [Row]) {
         let is_held = |place: &&Place| known(packs, place.row).is_some_and(|(pack, _)| pack.held);
         if self.places.len() < 2 {
             return;
         }
-        let held = self.places.iter().filter(|place| !place.damaged).filter(is_held);
-        for keeper in held.map(|place| place.row).collect::<Vec<_>>() {
-            self.places.iter().for_each(|place| share(packs, place, keeper));
+        let held = self.places.iter().filter(is_held).map(|place| (place.row, place.damaged));
+        for (keeper, damaged) in held.collect::<Vec<_>>() {
+            for place in &self.places {
+                if !damaged {
+                    share(packs, place, keeper);
+                } else if !place.damaged
+                    && let Some((pack, _)) = row_of(packs, place.row).and_then(|row| row.known.as_mut())
+                {
+                    pack.replaces = true;
+                }
+            }
         }
     }
 

@@ -14,12 +14,12 @@ pub(crate) struct Plan {
 }
 
 /// Plans a collection that leaves at most `max_unused` of the kept bytes unused (0.05 is 5 %), by copying forward first the packs
-/// where a copied byte frees most. Packs that open sessions write stay as they are.
+/// where a copied byte frees most. Packs that open sessions write, or may come to need, stay as they are.
 pub(crate) fn plan(packs: Vec<PackUse>, max_unused: f64) -> Plan {
     let mut plan = Plan::default();
     let mut partly = Vec::new();
     for pack in packs {
-        match (pack.held, pack.live_entries) {
+        match (pack.held || pack.replaces, pack.live_entries) {
             (true, _) => plan.keep.push(pack),
             (false, 0) => plan.drop.push(pack),
             // Nothing damaged gets a new name.
@@ -83,6 +83,7 @@ mod tests {
             live_bytes: live * 100,
             state: PackState::Live,
             held,
+            replaces: false,
             suspected: false,
             origin: crate::catalog::Origin::Unknown,
         }
