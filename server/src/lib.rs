@@ -8,6 +8,7 @@ mod hosted;
 mod jobs;
 mod limits;
 mod metrics;
+mod page;
 mod routes;
 pub mod schedule;
 mod serve;

@@ -11,6 +11,7 @@ use crate::hosted::Hosted;
 use crate::jobs::{History, Jobs};
 use crate::limits::Shares;
 use crate::metrics::Metrics;
+use crate::page::Visits;
 use crate::tokens::Tokens;
 
 /// Repositories, tokens, limits and jobs.
@@ -22,6 +23,10 @@ pub(crate) struct Server {
     pub(crate) metrics: Metrics,
     /// Everyone may read the metrics.
     pub(crate) metrics_are_public: bool,
+    /// Who looks at pages.
+    pub(crate) visits: Visits,
+    /// There is no TLS.
+    pub(crate) is_plain: bool,
     hosted: BTreeMap<String, Arc<Hosted>>,
     under_way: watch::Sender<usize>,
 }
@@ -36,6 +41,8 @@ impl Server {
             shares: Shares::new(config.limits),
             metrics: Metrics::default(),
             metrics_are_public: config.metrics.public,
+            visits: Visits::default(),
+            is_plain: config.insecure_http,
             jobs: Jobs::new(History::open(&config.state)),
             hosted: hosted.collect(),
             under_way: watch::Sender::new(0),

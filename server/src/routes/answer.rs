@@ -80,7 +80,7 @@ impl Refusal {
 }
 
 /// A problem as an answer.
-pub(super) fn problem_answer(problem: &Problem) -> Response {
+pub(crate) fn problem_answer(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut answer = answer(status, PROBLEM, json_bytes(problem).into());
     if status == StatusCode::UNAUTHORIZED {

@@ -30,9 +30,10 @@ pub use table::{Machines, ROUTES, Route};
 
 use crate::connection::Connection;
 use crate::metrics::scrape;
+use crate::page;
 use crate::server::Server;
 use crate::tokens::{Scope, Token};
-use answer::problem_answer;
+pub(crate) use answer::problem_answer;
 use call::Call;
 
 /// The prefix of every route of a repository.
@@ -60,7 +61,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
             };
         router = router.route(&path, on(filter, handler));
     }
-    router.fallback(unknown).method_not_allowed_fallback(unknown).with_state(server)
+    page::add_to(router).fallback(unknown).method_not_allowed_fallback(unknown).with_state(server)
 }
 
 /// For Prometheus.

@@ -186,6 +186,11 @@ impl Tokens {
         token.is_valid(now).then_some(token)
     }
 
+    /// The token as it is now; `None` if it is not valid any more.
+    pub fn current(&self, token: &Token, now: Timestamp) -> Option<Arc<Token>> {
+        self.find(token.id).filter(|now_token| now_token.hash == token.hash && now_token.is_valid(now))
+    }
+
     fn find(&self, id: Hex<8>) -> Option<Arc<Token>> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = fs::metadata(&self.path)

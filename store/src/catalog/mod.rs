@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 pub use self::collection::{Exclusive, Held, Settled};
-pub use self::overview::{CommittedSnapshot, MachineOverview, OpenSession, Overview};
+pub use self::overview::{MachineOverview, OpenSession, Overview, SnapshotHead};
 pub use self::record::{
     Location, Origin, PackRecord, PackState, PackSummary, Retired, SessionState, SnapshotRecord, Totals,
 };

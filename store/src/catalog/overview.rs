@@ -1,9 +1,9 @@
 //! What people want to know of a repository at a glance, and what a policy without keys may rely on.
 
-use rusqlite::params;
+use rusqlite::{Row, Rows, params};
 
 use super::record::SessionState;
-use super::{Catalog, expect, from_sql};
+use super::{Catalog, Outcome, expect, from_sql};
 use crate::error::Result;
 use crate::id::SnapshotId;
 
@@ -45,9 +45,9 @@ pub struct Overview {
     pub unread_since_ms: Option<i64>,
 }
 
-/// A snapshot that this catalog itself committed.
+/// What is known of a snapshot without its document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommittedSnapshot {
+pub struct SnapshotHead {
     /// The snapshot.
     pub snapshot: SnapshotId,
     /// Its machine.
@@ -56,7 +56,82 @@ pub struct CommittedSnapshot {
     pub time_ms: i64,
 }
 
+fn head(row: &Row<'_>) -> Outcome<SnapshotHead> {
+    let id = row.get_ref(0)?.as_blob().unwrap_or_default();
+    let snapshot = expect(SnapshotId::from_slice(id), "snapshot id")?;
+    Ok(SnapshotHead { snapshot, vm: row.get(1)?, time_ms: row.get(2)? })
+}
+
+fn documents(mut rows: Rows<'_>) -> Outcome<Vec<(SnapshotId, Vec<u8>)>> {
+    let mut documents = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id = row.get_ref(0)?.as_blob().unwrap_or_default();
+        documents.push((expect(SnapshotId::from_slice(id), "snapshot id")?, row.get(1)?));
+    }
+    Ok(documents)
+}
+
 impl Catalog {
+    /// All snapshots, oldest first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub fn snapshot_heads(&self) -> Result<Vec<SnapshotHead>> {
+        self.read("list the snapshots", |transaction| {
+            let mut find =
+                transaction.prepare_cached("SELECT id, vm, time FROM snapshots ORDER BY time, id")?;
+            let mut rows = find.query(())?;
+            let mut heads = Vec::new();
+            while let Some(row) = rows.next()? {
+                heads.push(head(row)?);
+            }
+            Ok(heads)
+        })
+    }
+
+    /// Documents of a machine's newest snapshots, at most so many, newest first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub fn newest_of(&self, vm: &str, most: u32) -> Result<Vec<(SnapshotId, Vec<u8>)>> {
+        self.read("read a machine's newest snapshots", |transaction| {
+            let mut find = transaction.prepare_cached(
+                "SELECT id, document FROM snapshots WHERE vm = ?1 ORDER BY time DESC, id LIMIT ?2",
+            )?;
+            documents(find.query(params![vm, most])?)
+        })
+    }
+
+    /// The document of each machine's newest snapshot.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub fn newest_of_each(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>> {
+        self.read("read the newest snapshots", |transaction| {
+            let mut find = transaction.prepare_cached(
+                "SELECT n.id, n.document FROM (SELECT snapshot, max(time) FROM snapshots GROUP BY vm) newest
+                 JOIN snapshots n ON n.snapshot = newest.snapshot ORDER BY n.vm",
+            )?;
+            documents(find.query(())?)
+        })
+    }
+
+    /// Sizes of the disks of all snapshots together, in bytes: what they would take if each were a copy.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub fn disk_bytes(&self) -> Result<u64> {
+        self.read("add up the disks", |transaction| {
+            let sum: Option<i64> = transaction.query_row(
+                "SELECT sum(json_extract(text, '$.body.statistics.disk_bytes'))
+                 FROM (SELECT CAST(document AS TEXT) AS text FROM snapshots) WHERE json_valid(text)",
+                (),
+                |row| row.get(0),
+            )?;
+            Ok(from_sql(sum.unwrap_or(0)))
+        })
+    }
+
     /// What is under way, and what was not read for long.
     ///
     /// # Errors
@@ -96,7 +171,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`crate::Error::Catalog`].
-    pub fn committed_snapshots(&self) -> Result<Vec<CommittedSnapshot>> {
+    pub fn committed_snapshots(&self) -> Result<Vec<SnapshotHead>> {
         self.read("list the snapshots committed here", |transaction| {
             // No two sessions have the same time: it names the session.
             let mut find = transaction.prepare_cached(
@@ -108,9 +183,7 @@ impl Catalog {
             let mut rows = find.query([SessionState::Committed.code()])?;
             let mut committed = Vec::new();
             while let Some(row) = rows.next()? {
-                let id = row.get_ref(0)?.as_blob().unwrap_or_default();
-                let snapshot = expect(SnapshotId::from_slice(id), "snapshot id")?;
-                committed.push(CommittedSnapshot { snapshot, vm: row.get(1)?, time_ms: row.get(2)? });
+                committed.push(head(row)?);
             }
             Ok(committed)
         })

@@ -48,3 +48,21 @@ fn an_overview_tells_who_writes_and_what_was_not_read_for_long() {
     let [vm] = &overview.machines[..] else { panic!("{overview:?}") };
     assert_eq!((vm.vm.as_str(), vm.snapshots, vm.newest_ms), ("vm", 3, 9));
 }
+
+#[test]
+fn snapshots_are_shown_without_reading_all_documents() {
+    let catalog = catalog();
+    let document =
+        |bytes: u64| format!("{{\"body\":{{\"statistics\":{{\"disk_bytes\":{bytes}}}}}}}").into_bytes();
+    for (n, time, bytes) in [(1, 5, 100), (2, 9, 20), (3, 7, 3)] {
+        import(&catalog, snapshot(n), time, &document(bytes), &[]).unwrap();
+    }
+    import(&catalog, snapshot(4), 6, b"no document", &[]).unwrap();
+    assert_eq!(catalog.disk_bytes().unwrap(), 123);
+    assert_eq!(catalog.newest_of_each().unwrap(), [(snapshot(2), document(20))]);
+    let newest: Vec<SnapshotId> = catalog.newest_of("vm", 2).unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(newest, [snapshot(2), snapshot(3)]);
+    let heads: Vec<i64> = catalog.snapshot_heads().unwrap().into_iter().map(|head| head.time_ms).collect();
+    assert_eq!(heads, [5, 6, 7, 9]);
+    assert_eq!(catalog.newest_of("another", 2).unwrap(), []);
+}
