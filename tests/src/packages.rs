@@ -43,6 +43,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "openssl", proof: Proof::Program("openssl"), backport: false },
     Package { name: "strace", proof: Proof::Program("strace"), backport: false },
     Package { name: "systemd", proof: Proof::Program("systemd-analyze"), backport: false },
+    Package { name: "curl", proof: Proof::Program("curl"), backport: false },
+    Package { name: "chromium", proof: Proof::Program("chromium"), backport: false },
     Package { name: "prometheus", proof: Proof::Program("promtool"), backport: false },
     Package { name: "python3", proof: Proof::Program("python3"), backport: false },
     Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },

@@ -58,6 +58,6 @@ fn checked(report: &CheckReport) -> (Outcome, String) {
     let affected = count(report.affected.len() as u64, "disk");
     (
         Outcome::Damaged,
-        format!("{} touch {affected}{first}{read}", count(report.findings.len() as u64, "finding")),
+        format!("{}, {affected} affected{first}{read}", count(report.findings.len() as u64, "finding")),
     )
 }

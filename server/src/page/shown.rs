@@ -8,6 +8,7 @@ use underlay_store::wire::Phase;
 use super::gather::{Facts, Known, Planned, Unavailable, Upkeep};
 use super::timeline::{Kind, Timeline, timeline};
 use super::words::{ago, in_query, moment, span};
+use crate::config::JobKind;
 use crate::jobs::{Entry, Outcome};
 use crate::text::{bytes, count};
 
@@ -200,27 +201,31 @@ fn machine(facts: &Facts, known: &Known, vm: &str, snapshots: &[(i64, Kind)], no
 fn times(whole: u64, part: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
     let ratio = whole as f64 / part.max(1) as f64;
-    if ratio < 9.95 { format!("{ratio:.1}\u{d7}") } else { format!("{ratio:.0}\u{d7}") }
+    match ratio {
+        _ if ratio < 9.95 => format!("{ratio:.1}\u{d7}"),
+        _ if ratio < 999.5 => format!("{ratio:.0}\u{d7}"),
+        _ => "over 1000\u{d7}".to_owned(),
+    }
 }
 
 fn figures(known: &Known, all: &[(i64, Kind)], now_ms: i64) -> Vec<Figure> {
     let disks = known.newest.values().map(|took| took.disk_bytes).sum();
+    let protected = all.iter().filter(|(_, kind)| *kind == Kind::Protected).count();
+    let special = if protected > 0 { format!("{protected} protected") } else { String::new() };
     let newest = all.last().map_or_else(|| "never".to_owned(), |(time, _)| ago(*time, now_ms));
     let mut figures = vec![
         figure("Machines", known.newest.len().to_string(), format!("{} of disks", bytes(disks))),
-        figure("Snapshots", all.len().to_string(), ""),
+        figure("Snapshots", all.len().to_string(), special),
         figure("Last backup", newest, all.last().map_or_else(String::new, |(time, _)| moment(*time))),
     ];
     if let Some(whole) = &known.whole {
         let stored = whole.totals.pack_bytes;
-        let copies = bytes(whole.disk_bytes);
-        figures[1].note = format!("{copies} if each were a copy");
         figures.push(figure("Stored", bytes(stored), count(whole.totals.packs, "pack")));
         if stored > 0 && whole.disk_bytes > 0 {
             figures.push(figure(
                 "Saved",
                 times(whole.disk_bytes, stored),
-                format!("{copies} in {}", bytes(stored)),
+                format!("{} as full copies", bytes(whole.disk_bytes)),
             ));
         }
     }
@@ -228,13 +233,26 @@ fn figures(known: &Known, all: &[(i64, Kind)], now_ms: i64) -> Vec<Figure> {
         let overview = &upkeep.overview;
         let never = match overview.never_read {
             0 => String::new(),
-            never => format!("{} never", count(never, "pack")),
+            never => format!("{} never read", count(never, "pack")),
         };
         let since =
-            overview.unread_since_ms.map_or_else(|| "nothing to read".to_owned(), |since| ago(since, now_ms));
-        figures.push(figure("Oldest read", since, never));
+            overview.unread_since_ms.map_or_else(|| "nothing".to_owned(), |since| span(now_ms - since));
+        figures.push(figure("Longest unread", since, never));
+        figures.push(last_check(upkeep, now_ms));
     }
     figures
+}
+
+/// The last check or scrub that ended, whoever asked for it.
+fn last_check(upkeep: &Upkeep, now_ms: i64) -> Figure {
+    let mut checks = upkeep.runs.iter().filter(|run| matches!(run.kind, JobKind::Check | JobKind::Scrub));
+    match checks.find(|run| run.state != Outcome::Running) {
+        Some(run) => {
+            let note = format!("{}: {}", run.kind.name(), run.state.name());
+            figure("Last check", ago(run.started.as_milliseconds(), now_ms), note)
+        }
+        None => figure("Last check", "never", ""),
+    }
 }
 
 fn show_upkeep(shown: &mut Shown, upkeep: &Upkeep, now_ms: i64) {
