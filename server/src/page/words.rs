@@ -24,7 +24,9 @@ pub(super) fn day(ms: i64) -> String {
 
 /// A length of time in its largest unit, or two of them where one says little: `45 s`, `3 h`, `1 d 4 h`.
 pub(super) fn span(ms: i64) -> String {
-    match ms.max(0) {
+    // To the nearest hour, if hours are what is told.
+    let hours = (ms + HOUR / 2) / HOUR * HOUR;
+    match if ms < 2 * HOUR { ms.max(0) } else { hours } {
         ms if ms < MINUTE => format!("{} s", ms / SECOND),
         ms if ms < 2 * HOUR => format!("{} min", ms / MINUTE),
         ms if ms < DAY => format!("{} h", ms / HOUR),
@@ -58,6 +60,7 @@ mod tests {
             (45 * SECOND, "45 s"),
             (119 * MINUTE, "119 min"),
             (2 * HOUR, "2 h"),
+            (23 * HOUR + 40 * MINUTE, "1 d"),
             (DAY + 4 * HOUR, "1 d 4 h"),
             (2 * DAY, "2 d"),
             (40 * DAY + HOUR, "40 d"),
