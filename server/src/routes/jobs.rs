@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::timeout;
 use underlay_store::id::JobId;
@@ -14,13 +15,13 @@ use crate::config::JobKind;
 use crate::jobs::{Origin, Outcome, WAIT, Work, next};
 
 /// What is planned, what runs, what ran.
-#[derive(Serialize)]
-struct Listed {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Listed {
     planned: Vec<Planned>,
     history: Vec<Run>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Planned {
     job: String,
     kind: JobKind,
@@ -29,7 +30,7 @@ struct Planned {
     running: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Run {
     job: String,
     kind: JobKind,

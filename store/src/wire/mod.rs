@@ -33,6 +33,7 @@ pub const VERSION: &str = "v1";
 
 /// Asks for a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OpenSession {
     /// The VM to back up.
@@ -41,6 +42,7 @@ pub struct OpenSession {
 
 /// A session that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OpenedSession {
     /// Its id, as the snapshot will name it.
     pub session: SessionId,
@@ -50,6 +52,7 @@ pub struct OpenedSession {
 
 /// A pack that nobody with keys has verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ListedPack {
     /// It holds tree nodes.
     pub nodes: bool,
@@ -74,6 +77,7 @@ impl From<Unverified> for ListedPack {
 
 /// The documents of a repository to be made. They are texts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewRepository {
     /// The text of `underlay.json`.
@@ -84,6 +88,7 @@ pub struct NewRepository {
 
 /// A passphrase slot of a repository to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewSlot {
     /// Its name.
