@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 use underlay_store::id::JobId;
 use underlay_store::snapshot::Timestamp;
-use underlay_store::wire::{JobRequest, Phase};
+use underlay_store::wire::{JobRequest, JobState, JobStatus, Phase};
 
 use super::answer::{Refusal, done, json};
 use super::call::Call;
@@ -85,13 +85,15 @@ pub(super) async fn start(mut call: Call) -> Result<Response, Refusal> {
     Ok(done())
 }
 
-/// Answers as soon as there is more to tell than was seen, or after a while.
+/// Answers as soon as there is more to tell than was seen, or it has ended, or after a while.
 pub(super) async fn status(call: Call) -> Result<Response, Refusal> {
     let job = call.parameter("job", JobId::from_hex)?;
     let seen = call.number("seen")?.unwrap_or(0);
     let repository = call.repository().await?;
     let mut status = call.server.jobs.status(repository.id(), job)?;
-    let _ = timeout(WAIT, status.wait_for(|status| status.version > seen)).await;
+    // Of what has ended there is no news to wait for.
+    let has_news = |status: &JobStatus| status.version > seen || !matches!(status.state, JobState::Running);
+    let _ = timeout(WAIT, status.wait_for(has_news)).await;
     let now = status.borrow().clone();
     Ok(json(&now))
 }
