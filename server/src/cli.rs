@@ -12,6 +12,7 @@ use underlay_store::snapshot::Timestamp;
 
 use crate::config::{Config, is_repository_name};
 use crate::jobs::{Entry, History};
+use crate::openapi;
 use crate::serve;
 use crate::tls;
 use crate::tokens::{NewToken, Scope, Token, TokenFile};
@@ -43,6 +44,8 @@ enum Verb {
     Jobs,
     /// Print the certificate's fingerprint, for clients to pin
     Fingerprint,
+    /// Print the OpenAPI document of everything the server answers
+    Openapi,
 }
 
 #[derive(Debug, Args)]
@@ -119,11 +122,16 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Box<dyn StdError>> {
+    // The same whatever is configured.
+    if let Verb::Openapi = cli.verb {
+        return Ok(say(format!("{:#}", openapi::document()))?);
+    }
     let config = Config::read(&cli.config)?;
     match cli.verb {
         Verb::Serve(serve) => serve.run(&config),
         Verb::Token(command) => command.run(&TokenFile::new(&config.state)),
         Verb::Jobs => list_jobs(&config),
+        Verb::Openapi => Ok(()),
         Verb::Fingerprint if config.insecure_http => Err("there is no TLS, and no certificate".into()),
         Verb::Fingerprint => Ok(say(tls::identity(&config)?.fingerprint)?),
     }
@@ -265,6 +273,7 @@ mod tests {
             "underlay-server token revoke 00112233",
             "underlay-server fingerprint",
             "underlay-server jobs --config /x",
+            "underlay-server openapi",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

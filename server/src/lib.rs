@@ -8,6 +8,7 @@ mod hosted;
 mod jobs;
 mod limits;
 mod metrics;
+pub mod openapi;
 mod page;
 mod routes;
 pub mod schedule;
@@ -17,6 +18,9 @@ mod text;
 mod tls;
 pub mod tokens;
 
-pub use routes::{Machines, REPOSITORIES, ROUTES, Route};
+pub use routes::{
+    Asker, Content, Layout, Machines, OWN_ROUTES, OwnRoute, Query, REPOSITORIES, ROUTES, Refused, Route,
+    SchemaOf,
+};
 pub use serve::{Running, ServeError, start};
 pub use tls::TlsError;

@@ -36,6 +36,7 @@ pub struct StoredDocument {
 
 /// Damage that somebody with keys found. It can only take things out of use: whoever lies causes an upload, never a loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Withdrawal {
     /// Copies of chunks that are not what their ids say, with the packs they lie in.
@@ -51,6 +52,7 @@ pub struct Withdrawal {
 
 /// What came of a [`Withdrawal`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Withdrawn {
     /// It was recorded. If not, this host is not the owner.
     pub recorded: bool,
@@ -62,6 +64,7 @@ pub struct Withdrawn {
 
 /// A mark that says of a snapshot that it lost data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Marked {
     /// The snapshot.
     pub snapshot: SnapshotId,
@@ -71,6 +74,7 @@ pub struct Marked {
 
 /// How to repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RepairOptions {
     /// Find out and change nothing.
@@ -81,6 +85,7 @@ pub struct RepairOptions {
 
 /// What a repair found and did. Nothing is ever dropped by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RepairReport {
     /// What the check found.
     pub check: CheckReport,

@@ -4,6 +4,42 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+/// What so many bytes in hex look like.
+#[cfg(feature = "schema")]
+pub(crate) fn schema(bytes: usize) -> schemars::Schema {
+    schemars::json_schema!({ "type": "string", "pattern": format!("^[0-9a-f]{{{}}}$", 2 * bytes) })
+}
+
+#[cfg(feature = "schema")]
+impl<const N: usize> schemars::JsonSchema for Hex<N> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("Hex{N}").into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schema(N)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for HexBytes {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "HexBytes".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^([0-9a-f]{2})*$" })
+    }
+}
+
 /// `N` public bytes, lower-case hex in documents. Never for secrets: it prints itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hex<const N: usize>(pub [u8; N]);

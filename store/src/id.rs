@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $bytes:expr) => {
-        $(#[$doc])*
+    ($(#[doc = $doc:literal])* $name:ident, $bytes:expr) => {
+        $(#[doc = $doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name([u8; $bytes]);
 
@@ -59,6 +59,19 @@ macro_rules! id {
                 let text = String::deserialize(deserializer)?;
                 Self::from_hex(&text)
                     .ok_or_else(|| de::Error::custom(format!("expected {} hex digits, found {text:?}", 2 * $bytes)))
+            }
+        }
+
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let mut schema = crate::hexadecimal::schema($bytes);
+                schema.insert("description".to_owned(), concat!($($doc, "\n"),*).trim().into());
+                schema
             }
         }
     };
@@ -134,6 +147,7 @@ random_id!(RepositoryId, SnapshotId, SessionId, SessionHandle, JobId, DataKeyId,
 
 /// What a disk holds: its size in bytes and the node that maps it to chunks. Equal roots, equal content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Root {
     /// Bytes of guest address space.

@@ -33,10 +33,14 @@ pub mod kept;
 pub mod lab;
 /// A libvirtd for each test, with real guests under it.
 pub mod libvirt;
+/// OpenAPI documents, judged by others' programs.
+pub mod openapi;
 /// The Debian packages that the tests need.
 pub mod packages;
 /// The program `underlay`, run as a user runs it.
 pub mod program;
+/// Python programs from PyPI, each set in an environment of its own.
+pub mod python;
 /// Booting a disk image and reading its serial console.
 pub mod qemu;
 /// Other backup programs, to measure against.

@@ -1,15 +1,14 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use crate::commands::{run, spawn, terminate, wait_until};
+use crate::commands::{spawn, terminate, wait_until};
 use crate::crates::Program;
-use crate::{Error, Result, cache};
+use crate::{Error, Result, python};
 
-/// Pinned, so that a test's outcome does not change with the day it runs on.
 const MOTO_PACKAGES: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
 /// A running S3 server on loopback with one empty bucket, ended when dropped. Each has its own folder and ports.
@@ -174,14 +173,7 @@ pub fn garage_program() -> Result<PathBuf> {
 
 /// The Python that has moto installed: a virtual environment, made on first use in about ten seconds.
 pub fn moto_python() -> Result<PathBuf> {
-    let recipe = format!("1 {}", MOTO_PACKAGES.join(" "));
-    let folder = cache::build_once("moto", &recipe, |folder| {
-        run("python3", ["-m".as_ref(), "venv".as_ref(), folder.as_os_str()])?;
-        let install = ["-m", "pip", "install", "--quiet"];
-        run(&python_in(folder).display().to_string(), install.into_iter().chain(MOTO_PACKAGES))?;
-        Ok(())
-    })?;
-    Ok(python_in(&folder))
+    python::environment("moto", &MOTO_PACKAGES)
 }
 
 /// Not the environment's own `moto_server`: that script remembers the path it was installed at.
@@ -190,10 +182,6 @@ fn moto_command(address: SocketAddr) -> Result<Command> {
     let (host, port) = (address.ip().to_string(), address.port().to_string());
     command.args(["-m", "moto.server", "-H", &host, "-p", &port]);
     Ok(command)
-}
-
-fn python_in(environment: &Path) -> PathBuf {
-    environment.join("bin/python")
 }
 
 /// A loopback address that nobody listened on a moment ago.

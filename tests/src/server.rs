@@ -181,9 +181,10 @@ impl Served {
 pub struct ServerProgram {
     folder: PathBuf,
     child: Child,
+    scheme: String,
     /// Where it listens.
     pub address: String,
-    /// Of its certificate.
+    /// Of its certificate; empty if it has none.
     pub fingerprint: String,
 }
 
@@ -230,9 +231,12 @@ impl ServerProgram {
                 Error::new(format!("the server said {line:?} and not {what:?}; its log:\n{log}"))
             })
         };
-        let address = next("listening on https://")?;
-        let fingerprint = next("fingerprint ")?;
-        Ok(Self { folder: folder.to_owned(), child, address, fingerprint })
+        let url = next("listening on ")?;
+        let (scheme, address) =
+            url.split_once("://").ok_or_else(|| Error::new(format!("{url:?} is no URL")))?;
+        let fingerprint = if scheme == "https" { next("fingerprint ")? } else { String::new() };
+        let (scheme, address) = (scheme.to_owned(), address.to_owned());
+        Ok(Self { folder: folder.to_owned(), child, scheme, address, fingerprint })
     }
 
     fn command_in(folder: &Path) -> Result<Command> {
@@ -248,9 +252,14 @@ impl ServerProgram {
         Ok(token.trim().to_owned())
     }
 
+    /// The URL of the server.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
     /// The URL of the repository.
     pub fn location(&self) -> String {
-        format!("https://{}/{NAME}", self.address)
+        format!("{}/{NAME}", self.url())
     }
 
     /// A client with this token, whose key file lies in `folder`.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use jiff::Span;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use underlay_store::gc::DEFAULT_MAX_UNUSED;
 use underlay_store::snapshot::retention::Policy;
@@ -11,7 +12,7 @@ use super::is_repository_name;
 use crate::schedule::Schedule;
 
 /// A kind of job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobKind {
     /// Drop what a policy does not keep.

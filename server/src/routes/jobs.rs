@@ -2,11 +2,12 @@
 
 use axum::response::Response;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::timeout;
 use underlay_store::id::JobId;
 use underlay_store::snapshot::Timestamp;
-use underlay_store::wire::{JobRequest, Phase};
+use underlay_store::wire::{JobRequest, JobState, JobStatus, Phase};
 
 use super::answer::{Refusal, done, json};
 use super::call::Call;
@@ -14,13 +15,13 @@ use crate::config::JobKind;
 use crate::jobs::{Origin, Outcome, WAIT, Work, next};
 
 /// What is planned, what runs, what ran.
-#[derive(Serialize)]
-struct Listed {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Listed {
     planned: Vec<Planned>,
     history: Vec<Run>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Planned {
     job: String,
     kind: JobKind,
@@ -29,7 +30,7 @@ struct Planned {
     running: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Run {
     job: String,
     kind: JobKind,
@@ -84,13 +85,15 @@ pub(super) async fn start(mut call: Call) -> Result<Response, Refusal> {
     Ok(done())
 }
 
-/// Answers as soon as there is more to tell than was seen, or after a while.
+/// Answers as soon as there is more to tell than was seen, or it has ended, or after a while.
 pub(super) async fn status(call: Call) -> Result<Response, Refusal> {
     let job = call.parameter("job", JobId::from_hex)?;
     let seen = call.number("seen")?.unwrap_or(0);
     let repository = call.repository().await?;
     let mut status = call.server.jobs.status(repository.id(), job)?;
-    let _ = timeout(WAIT, status.wait_for(|status| status.version > seen)).await;
+    // Of what has ended there is no news to wait for.
+    let has_news = |status: &JobStatus| status.version > seen || !matches!(status.state, JobState::Running);
+    let _ = timeout(WAIT, status.wait_for(has_news)).await;
     let now = status.borrow().clone();
     Ok(json(&now))
 }

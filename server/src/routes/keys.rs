@@ -72,6 +72,6 @@ fn check_slot(repository: &RepositoryId, slot: SlotId, document: &[u8]) -> Resul
     match Slot::read(repository, &names::slot(&slot), document) {
         Ok(_) => Ok(()),
         Err(Error::Damaged { what, .. }) => Err(malformed(format!("the slot: {what}")).into()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Refusal::from(error).of_sender()),
     }
 }

@@ -1,10 +1,12 @@
-//! The routes. All are built from one table, and nobody reaches a handler but through [`dispatch`].
+//! The routes. All are built from two tables, and nobody reaches a repository but through [`dispatch`].
 
 mod answer;
 mod call;
+mod content;
 mod direct;
 mod jobs;
 mod keys;
+mod own;
 mod read;
 mod sessions;
 mod snapshots;
@@ -19,17 +21,18 @@ use axum::Router;
 use axum::body::HttpBody;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::header;
+use axum::response::Response;
 use axum::routing::{MethodFilter, get, on};
 use futures::FutureExt;
 use underlay_store::snapshot::Timestamp;
 use underlay_store::wire::{Problem, kind};
 
+pub use content::{Content, Layout, Query, Refused, SchemaOf};
+pub use own::{Asker, OWN_ROUTES, OwnRoute};
 pub use table::{Machines, ROUTES, Route};
 
 use crate::connection::Connection;
-use crate::metrics::scrape;
 use crate::page;
 use crate::server::Server;
 use crate::tokens::{Scope, Token};
@@ -44,10 +47,12 @@ type Parameters = Result<RawPathParams, RawPathParamsRejection>;
 
 /// Everything the server answers.
 pub(crate) fn router(server: Arc<Server>) -> Router {
-    let mut router = Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics));
+    let mut router = Router::new();
+    for route in OWN_ROUTES {
+        let handler =
+            async |State(server): State<Arc<Server>>, request: Request| (route.run)(server, request).await;
+        router = router.route(route.path, get(handler));
+    }
     for route in ROUTES {
         let filter = MethodFilter::try_from(route.method.clone()).expect("the table has usual methods");
         let path = format!("{REPOSITORIES}{}", route.path);
@@ -62,30 +67,6 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         router = router.route(&path, on(filter, handler));
     }
     page::add_to(router).fallback(unknown).method_not_allowed_fallback(unknown).with_state(server)
-}
-
-/// For Prometheus.
-async fn metrics(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let text = match authenticate(&server, &request) {
-        _ if server.metrics_are_public => scrape(&server, |_| true).await,
-        None => return problem_answer(&unauthorized()),
-        Some(token) if !(token.has_any(&[Scope::Maintain]) && token.covers_all_machines()) => {
-            let what = "this needs a token with the scope maintain, for all machines";
-            return problem_answer(&call::forbidden(what));
-        }
-        Some(token) => {
-            let _used = request.extensions().get::<Arc<Connection>>().map(|connection| connection.request());
-            scrape(&server, |name| token.covers_repository(name)).await
-        }
-    };
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-}
-
-async fn ready(State(server): State<Arc<Server>>) -> Response {
-    match server.is_ready().await {
-        true => "ready\n".into_response(),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "a repository cannot be opened\n").into_response(),
-    }
 }
 
 /// A path or method that is none: nothing but that is told, and only to who has a token.

@@ -21,6 +21,7 @@ const SERVICE: &str = "s3";
 
 /// A request that whoever has it may make, for a while: its method and its purpose are known from what it was asked for.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SignedRequest {
     /// Where to.
     pub url: String,

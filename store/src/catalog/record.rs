@@ -135,6 +135,7 @@ pub enum Origin {
 
 /// Sums over the catalog. A chunk stored twice counts twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Totals {
     /// Packs of both kinds.
     pub packs: u64,

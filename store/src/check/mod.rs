@@ -19,6 +19,7 @@ pub(crate) use structure::{Checked, check};
 
 /// What to check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CheckOptions {
     /// Also read packs and compare their SHA-256 with their names: first those under suspicion, then those read longest ago.
@@ -45,6 +46,7 @@ pub(crate) struct Ground<'a> {
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// The object, chunk or node.
     pub object: String,
@@ -54,6 +56,7 @@ pub struct Finding {
 
 /// A disk whose snapshot refers to something missing or damaged.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Affected {
     /// The snapshot.
     pub snapshot: SnapshotId,
@@ -69,6 +72,7 @@ pub struct Affected {
 
 /// How far the packs have been read and compared with their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Scrubbed {
     /// Packs read this time.
     pub packs: u64,
@@ -86,6 +90,7 @@ pub struct Scrubbed {
 
 /// What a check found. No finding and nothing affected means sound.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CheckReport {
     /// Packs compared with the catalog.
     pub packs: u64,

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 
 /// Where chunks may end. Sizes in bytes, multiples of [`BLOCK`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CutParameters {
     /// No chunk ends by content before this many bytes.

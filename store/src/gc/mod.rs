@@ -36,6 +36,7 @@ impl Default for GcOptions {
 
 /// Some packs and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Count {
     /// How many.
     pub packs: u64,
@@ -52,6 +53,7 @@ impl Count {
 
 /// What a collection did; with [`GcOptions::dry_run`], what it would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GcReport {
     /// Nodes that snapshots and open sessions need.
     pub live_nodes: u64,

@@ -17,6 +17,7 @@ use crate::{Error, Result};
 
 /// The X25519 public key that data keys are sealed to; the restore secret opens them. 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct PublicKey(Hex<32>);
 

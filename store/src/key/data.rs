@@ -63,6 +63,7 @@ impl DataKey {
 
 /// A data key as pack headers and snapshots carry it: only the restore key opens it. 96 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct SealedKey(Hex<96>);
 

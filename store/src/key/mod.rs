@@ -39,6 +39,7 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
 
 /// What a slot or key file gives to whoever opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Holds {
     /// The backup key: writes and deduplicates, reads no data.

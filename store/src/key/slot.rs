@@ -16,6 +16,7 @@ const KIND: &str = "key slot";
 
 /// What guessing a passphrase costs. The default takes about a tenth of a second and 64 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Argon2id {
     /// Memory in KiB; at most 1 GiB, at least 8 a lane.
@@ -63,6 +64,7 @@ impl Argon2id {
 
 /// One passphrase slot. Holds ciphertext only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Slot {
     /// Its name: `keys/<slot>.json`.

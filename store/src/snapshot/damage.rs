@@ -10,6 +10,7 @@ const KIND: &str = "damage";
 
 /// One mark. That its object exists is what counts; what it says is for people, and for whoever lost the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DamageMark {
     /// The repository it is in.
@@ -26,6 +27,7 @@ pub struct DamageMark {
 
 /// What one disk lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DamagedDisk {
     /// The disk.
@@ -38,6 +40,7 @@ pub struct DamagedDisk {
 
 /// A place that is not to be relied on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DamagedPlace {
     /// The pack, by its name in the bucket.

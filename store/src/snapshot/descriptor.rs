@@ -13,6 +13,7 @@ const KIND: &str = "repository";
 
 /// What a repository is; written once, by `init`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Descriptor {
     /// Names the repository for ever.

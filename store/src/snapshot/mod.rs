@@ -33,6 +33,7 @@ pub(crate) const KIND: &str = "snapshot";
 
 /// How sure it is that a snapshot's disks fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
     /// The VM was off.
@@ -56,6 +57,7 @@ impl Consistency {
 
 /// One disk of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     /// Its name within the VM, such as `vda`; the rules are those of [`validate::disk_name`].
@@ -68,6 +70,7 @@ pub struct Disk {
 
 /// What making a snapshot took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Statistics {
     /// Sizes of all disks together, in bytes.
@@ -82,6 +85,7 @@ pub struct Statistics {
 
 /// One VM at one time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Snapshot {
     /// Its name: `snapshots/<snapshot>.json`.

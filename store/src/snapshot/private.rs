@@ -35,6 +35,7 @@ pub struct PrivateMetadata {
 
 /// [`PrivateMetadata`] as a snapshot carries it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PrivateField {
     key: SealedKey,

@@ -12,6 +12,7 @@ use crate::id::SnapshotId;
 
 /// What to do, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", content = "options", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum JobRequest {
     /// Collect.
@@ -35,6 +36,7 @@ impl JobRequest {
 
 /// How to collect: [`GcOptions`] with a length of time that JSON has.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GcRequest {
     /// Only say what would be done.
@@ -63,6 +65,7 @@ impl From<&GcRequest> for GcOptions {
 
 /// How a job stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JobStatus {
     /// Grows with whatever happens.
     pub version: u64,
@@ -76,6 +79,7 @@ pub struct JobStatus {
 
 /// What a job is at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Phase {
     /// As [`crate::progress::Progress::phase`] has it.
     pub name: String,
@@ -89,6 +93,7 @@ pub struct Phase {
 
 /// Whether a job has ended, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "state", content = "outcome", rename_all = "kebab-case")]
 pub enum JobState {
     /// It goes on.
@@ -107,6 +112,7 @@ pub enum JobState {
 
 /// What a policy of the server dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ForgetReport {
     /// Snapshots that are gone.
     pub dropped: Vec<SnapshotId>,

@@ -34,6 +34,7 @@ pub const VERSION: &str = "v1";
 
 /// Asks for a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OpenSession {
     /// The VM to back up.
@@ -42,6 +43,7 @@ pub struct OpenSession {
 
 /// A session that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OpenedSession {
     /// Its id, as the snapshot will name it.
     pub session: SessionId,
@@ -54,6 +56,7 @@ pub struct OpenedSession {
 
 /// A pack that nobody with keys has verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ListedPack {
     /// It holds tree nodes.
     pub nodes: bool,
@@ -78,6 +81,7 @@ impl From<Unverified> for ListedPack {
 
 /// The documents of a repository to be made. They are texts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewRepository {
     /// The text of `underlay.json`.
@@ -88,6 +92,7 @@ pub struct NewRepository {
 
 /// A passphrase slot of a repository to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewSlot {
     /// Its name.

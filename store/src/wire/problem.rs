@@ -42,6 +42,7 @@ pub mod kind {
 
 /// What went wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Problem {
     /// `urn:underlay:problem:` and the kind.
@@ -57,6 +58,7 @@ pub struct Problem {
 
 /// What it takes to make the same error of it again. Fields that a kind does not have are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 struct Members {
     #[serde(skip_serializing_if = "Option::is_none")]
