@@ -202,7 +202,15 @@ impl ServerProgram {
 
     /// Starts it on a repository in a server's bucket.
     pub fn on_s3(folder: &Path, s3: &S3Server, address: &str) -> Result<Self> {
+        Self::on_s3_with(folder, s3, address, "")
+    }
+
+    /// The same; `of_repository` are lines of the repository's configuration.
+    pub fn on_s3_with(folder: &Path, s3: &S3Server, address: &str, of_repository: &str) -> Result<Self> {
         Self::configure(folder, &format!("s3://{}/vms", s3.bucket), address, "")?;
+        let config = folder.join("server.toml");
+        let configured = std::fs::read_to_string(&config)?;
+        std::fs::write(&config, format!("{configured}{of_repository}\n"))?;
         Self::serve(folder, &s3.variables())
     }
 

@@ -39,11 +39,7 @@ impl Site {
     fn start(s3: &S3Server, address: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        ServerProgram::configure(path, &format!("s3://{}/direct", s3.bucket), address, "").unwrap();
-        let config = path.join("server.toml");
-        let configured = std::fs::read_to_string(&config).unwrap();
-        std::fs::write(&config, format!("{configured}direct = true\n")).unwrap();
-        let server = ServerProgram::serve(path, &s3.variables()).unwrap();
+        let server = ServerProgram::on_s3_with(path, s3, address, "direct = true").unwrap();
         let token = server.token(&["--scope", "admin,backup,maintain,restore"]).unwrap();
         let operator = server.client(path, &token).unwrap();
         Self { folder, server, token, operator }

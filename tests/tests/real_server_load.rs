@@ -78,50 +78,107 @@ fn bytes_new(answer: &serde_json::Value) -> u64 {
     answer["bytes_new"].as_u64().unwrap()
 }
 
+/// Twelve machines of three hosts on two bases.
+struct Machines {
+    hosts: Vec<Underlay>,
+    /// Host, name and image of each.
+    all: Vec<(usize, String, PathBuf)>,
+    bases: [PathBuf; 2],
+}
+
+impl Machines {
+    fn new(site: &Site) -> Self {
+        let folder = site.folder.path();
+        let bases = ["base0", "base1"].map(|name| images::base(folder, name).unwrap());
+        let hosts = (0..3).map(|number| site.host(&format!("host{number}"))).collect();
+        let all = (0..12).map(|number| {
+            let home = folder.join(format!("host{}", number % 3));
+            (number % 3, format!("vm{number}"), machine(&home, &bases[number % 2], number))
+        });
+        Self { hosts, all: all.collect(), bases }
+    }
+
+    /// Bytes that are different in the machines of each host, by repositories that nobody shares.
+    fn different(&self, folder: &Path, together: bool) -> u64 {
+        let alone = |number: usize| {
+            let folder = folder.join(format!("alone{number}"));
+            std::fs::create_dir(&folder).unwrap();
+            Underlay::init(text(&folder.join("repository")), &folder).unwrap()
+        };
+        let alone: Vec<Underlay> = (0..if together { 1 } else { 3 }).map(alone).collect();
+        let of = |(host, vm, image): &(usize, String, PathBuf)| {
+            bytes_new(&alone[host % alone.len()].backup(vm, image).unwrap())
+        };
+        self.all.iter().map(of).sum()
+    }
+
+    /// Backs all of them up at once; the bytes that were sent.
+    fn back_up(&self) -> u64 {
+        thread::scope(|scope| {
+            let backup = |(host, vm, image): &(usize, String, PathBuf)| {
+                let host = &self.hosts[*host];
+                let (vm, image) = (vm.clone(), image.clone());
+                scope.spawn(move || bytes_new(&host.backup(&vm, &image).unwrap()))
+            };
+            let running: Vec<_> = self.all.iter().map(backup).collect();
+            running.into_iter().map(|thread| thread.join().unwrap()).sum()
+        })
+    }
+
+    fn restore_elsewhere(&self, site: &Site) {
+        let folder = site.folder.path();
+        for (host, vm, image) in &self.all {
+            let elsewhere = site.operator.elsewhere(&folder.join(format!("host{}", (host + 1) % 3)));
+            let restored = folder.join("restored.qcow2");
+            elsewhere.restore(&format!("{vm}@latest"), &restored, "qcow2").unwrap();
+            run("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2", text(&restored), text(image)]).unwrap();
+            std::fs::remove_file(restored).unwrap();
+        }
+    }
+}
+
 #[test]
 fn twelve_machines_at_once_store_each_base_once() {
     let s3 = S3Server::garage().unwrap();
     let site = Site::new(|folder| ServerProgram::on_s3(folder, &s3, "127.0.0.1:0").unwrap());
-    let folder = site.folder.path();
-    let bases = ["base0", "base1"].map(|name| images::base(folder, name).unwrap());
-    let hosts: Vec<Underlay> = (0..3).map(|number| site.host(&format!("host{number}"))).collect();
-    let machines: Vec<(usize, String, PathBuf)> = (0..12)
-        .map(|number| {
-            let home = folder.join(format!("host{}", number % 3));
-            (number % 3, format!("vm{number}"), machine(&home, &bases[number % 2], number))
-        })
-        .collect();
-    // What is different in all of them, by a repository that nobody shares.
-    let alone = folder.join("alone");
-    std::fs::create_dir(&alone).unwrap();
-    let alone = Underlay::init(text(&alone.join("repository")), &alone).unwrap();
-    let different: u64 =
-        machines.iter().map(|(_, vm, image)| bytes_new(&alone.backup(vm, image).unwrap())).sum();
+    let machines = Machines::new(&site);
+    let different = machines.different(site.folder.path(), true);
     let started = Instant::now();
-    let sent: u64 = thread::scope(|scope| {
-        let backup = |(host, vm, image): &(usize, String, PathBuf)| {
-            let host = &hosts[*host];
-            let (vm, image) = (vm.clone(), image.clone());
-            scope.spawn(move || bytes_new(&host.backup(&vm, &image).unwrap()))
-        };
-        let running: Vec<_> = machines.iter().map(backup).collect();
-        running.into_iter().map(|thread| thread.join().unwrap()).sum()
-    });
+    let sent = machines.back_up();
     println!(
         "12 machines at once: {} MiB sent where {} MiB are different, {:.1} s",
         sent / MIB,
         different / MIB,
         started.elapsed().as_secs_f64()
     );
-    // Without waiting for each other, six of them send each base.
-    assert!(sent <= different + different / 20, "{sent} bytes were sent, {different} are different");
-    for (host, vm, image) in &machines {
-        let elsewhere = site.operator.elsewhere(&folder.join(format!("host{}", (host + 1) % 3)));
-        let restored = folder.join("restored.qcow2");
-        elsewhere.restore(&format!("{vm}@latest"), &restored, "qcow2").unwrap();
-        run("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2", text(&restored), text(image)]).unwrap();
-        std::fs::remove_file(restored).unwrap();
-    }
+    // Without waiting for each other, six of them send each base, which is a fifth of all.
+    assert!(sent <= different + different / 10, "{sent} bytes were sent, {different} are different");
+    machines.restore_elsewhere(&site);
+    site.expect_sound();
+}
+
+#[test]
+fn in_strict_mode_each_writer_stores_each_base_until_it_is_verified() {
+    let s3 = S3Server::garage().unwrap();
+    let site =
+        Site::new(|folder| ServerProgram::on_s3_with(folder, &s3, "127.0.0.1:0", "strict = true").unwrap());
+    let machines = Machines::new(&site);
+    let different = machines.different(site.folder.path(), false);
+    let sent = machines.back_up();
+    site.operator.run(&["check", "--unverified"]).unwrap();
+    let late = site.host("late");
+    let image = machine(&site.folder.path().join("late"), &machines.bases[0], 20);
+    let after = bytes_new(&late.backup("vm20", &image).unwrap());
+    println!(
+        "12 machines of 3 writers at once: {} MiB sent where {} MiB are different; once verified, the next writer's \
+         machine: {} MiB",
+        sent / MIB,
+        different / MIB,
+        after / MIB
+    );
+    assert!(sent <= different + different / 10, "{sent} bytes were sent, {different} are different");
+    assert!(after <= 3 * MIB, "{after} bytes of a base that was verified");
+    machines.restore_elsewhere(&site);
     site.expect_sound();
 }
 

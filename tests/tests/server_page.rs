@@ -15,7 +15,8 @@ struct Browser {
 
 impl Browser {
     fn new(served: &Served) -> Self {
-        let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        let client =
+            Client::builder().no_proxy().redirect(Policy::none()).pool_max_idle_per_host(0).build().unwrap();
         Self { client, server: format!("http://{}", served.running.address), cookie: String::new() }
     }
 

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use underlay_store::id::PackName;
+use underlay_store::pack::MAXIMUM_LENGTH;
 use underlay_store::wire::{Problem, kind};
 
 use super::answer::{Refusal, done, json};
@@ -35,6 +36,8 @@ pub(super) async fn stored(call: Call) -> Result<Response, Refusal> {
     let (repository, session) = call.session().await?;
     expect_direct(&call)?;
     call.share.uses(session);
+    // Its header and trailer can be almost all of a pack.
+    let _reserved = call.server.shares.reserve(&call.share, u64::from(MAXIMUM_LENGTH)).await?;
     let stored = async move { repository.pack_is_stored(session, kind, name).await };
     call.carry_through(stored).await.map_err(Refusal::of_sender)?;
     call.hosted()?.coming.has_arrived(session);
