@@ -184,7 +184,8 @@ pub static ROUTES: &[Route] = &[
     route!(POST "/chunks/locate", &[Restore], Any, read::locate, "Where chunks are")
         .takes(Binary(&IDS), BATCH)
         .gives(Binary(&PLACES)),
-    route!(GET "/packs/{name}", &[Restore], Any, read::pack, "Bytes of a data pack").asks(RANGE).gives(Binary(&PACK)),
+    route!(GET "/packs/{name}", &[Restore], Any, read::pack, "Bytes of a data pack").asks(RANGE).gives(Binary(&PACK))
+        .refuses(&[SENT[0]]),
     route!(GET "/packs/{kind}/{name}", &[Restore], Any, verify::whole, "A whole pack").gives(Binary(&PACK)),
     route!(GET "/unverified", &[Maintain], All, verify::unverified, "Packs that no holder of keys has verified")
         .gives(Json(of::<Vec<ListedPack>>)),
