@@ -74,8 +74,8 @@ pub(super) async fn pack(call: Call) -> Result<Response, Refusal> {
     match repository.read_pack(name, offset..end).await {
         Ok(bytes) => Ok(answer::reserved(bytes, reserved)),
         // Nothing is lost of a pack that never had so many bytes.
-        Err(error)
-            if error.is_damage() && repository.pack_size(name).await?.is_some_and(|size| size < end) =>
+        Err(error @ Error::Damaged { .. })
+            if repository.pack_size(name).await?.is_some_and(|size| size < end) =>
         {
             Err(Refusal::from(error).of_sender())
         }
