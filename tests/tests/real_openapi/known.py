@@ -11,11 +11,17 @@ import random
 import struct
 
 import schemathesis
+from hypothesis import strategies
 
 with open(os.environ["UNDERLAY_KNOWN"], encoding="utf-8") as file:
     KNOWN = json.load(file)
 HANDLES = KNOWN["handles"]
 SINGLE = {"snapshot": "snapshots", "node": "nodes", "job": "jobs"}
+
+# To the millisecond, in UTC, as the document's pattern has it: hardly any other point in time would do.
+schemathesis.openapi.format(
+    "date-time", strategies.datetimes().map(lambda time: time.isoformat(timespec="milliseconds") + "Z")
+)
 
 
 def ids(dice, kind):
