@@ -70,3 +70,72 @@ fn a_wrong_configuration_is_named_with_its_line() {
     configure(folder.path(), &format!("listen = \"127.0.0.1:0\"\nstate = {state:?}\n"));
     assert!(complaint(&run(folder.path(), &["serve", "--take-over", "x"])).contains("\"x\""));
 }
+
+/// A run in the history of jobs.
+fn ran(job: &str, planned: bool, state: &str, told: &str) -> String {
+    let id = "ab".repeat(16);
+    format!(
+        "{{\"repository\":\"vms\",\"job\":{job:?},\"kind\":\"gc\",\"id\":\"{id}\",\"planned\":{planned},\"state\":{state:?},\
+         \"started\":\"2026-11-23T17:05:09.120Z\",\"ended\":null,\"told\":{told:?}}}"
+    )
+}
+
+#[test]
+fn jobs_are_listed_with_when_they_are_and_what_came_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let job = |kind: &str, when: &str| format!("[[repository.job]]\nkind = {kind:?}\n{when}\n");
+    let jobs = [
+        job("gc", "at = \"04:30\"\non = [\"sun\"]"),
+        job("scrub", "every = \"6h\""),
+        job("check", "every = \"1d\""),
+    ];
+    let repository = "[[repository]]\nname = \"vms\"\nlocation = \"/nowhere\"\n";
+    let text = format!("listen = \"127.0.0.1:0\"\nstate = {state:?}\n{repository}{}", jobs.concat());
+    configure(folder.path(), &text);
+    let lines = |output: &Output| -> Vec<Vec<String>> {
+        let said = said(output);
+        // Columns are two blanks apart at least.
+        let columns = |line: &str| {
+            line.split("  ").map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        };
+        said.lines().map(columns).collect()
+    };
+    let new = lines(&run(folder.path(), &["jobs"]));
+    assert_eq!(new[0], ["REPOSITORY", "JOB", "WHEN", "STATE", "STARTED", "WHAT CAME OF IT"]);
+    assert_eq!(new[1], ["vms", "gc", "sun at 04:30", "-", "-", "not run yet"]);
+    assert_eq!(new.len(), 4);
+    std::fs::create_dir(&state).unwrap();
+    let runs = [
+        ran("gc", true, "done", "an older one"),
+        ran("gc", true, "stopped", "somebody stopped it"),
+        ran("scrub", true, "running", ""),
+        ran("repair", false, "failed", "no such thing"),
+    ];
+    let history = format!("{{\"version\":1,\"runs\":[{}],\"known_since\":{{}}}}", runs.join(","));
+    std::fs::write(state.join("jobs.json"), history).unwrap();
+    let started = "2026-11-23T17:05:09.120Z";
+    let listed = lines(&run(folder.path(), &["jobs"]));
+    assert_eq!(
+        listed[1],
+        ["vms", "gc", "sun at 04:30", "stopped", started, "somebody stopped it"],
+        "the last run"
+    );
+    assert_eq!(
+        listed[2],
+        ["vms", "scrub", "every 6 hours", "running", started],
+        "nobody but the server may say it was cut off"
+    );
+    assert_eq!(listed[3], ["vms", "check", "every day", "-", "-", "not run yet"]);
+    assert_eq!(listed[4], ["vms", "repair", "asked for", "failed", started, "no such thing"]);
+    assert_eq!(listed.len(), 5);
+    std::fs::write(state.join("jobs.json"), "{").unwrap();
+    assert!(!run(folder.path(), &["jobs"]).status.success(), "a damaged history is not an empty one");
+}
+
+#[test]
+fn the_document_needs_no_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = said(&run(folder.path(), &["openapi"]));
+    assert!(printed.starts_with('{') && printed.contains("\"openapi\": \"3.1.0\""), "{printed}");
+}

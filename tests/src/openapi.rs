@@ -47,14 +47,16 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Asks what the document allows and what it forbids, and holds the answers against it; `folder` is for its files.
+    /// Asks what the document allows and what it forbids, and holds the answers against it; `folder` is for its files. Examples are drawn from the
+    /// seed 1, or `UNDERLAY_SEED`.
     pub fn start(&self, folder: &Path) -> Result<Output> {
         let settings = folder.join("schemathesis.toml");
         fs::write(&settings, format!("[parameters]\n\"path.repository\" = {:?}\n", self.repository))?;
+        let seed = std::env::var("UNDERLAY_SEED").unwrap_or_else(|_| "1".to_owned());
         let mut command = Command::new(tools()?);
         command.args(["-m", "schemathesis.cli", "--config-file"]).arg(settings).arg("run").arg(self.document);
         command.args(["--url", self.server, "--header", &format!("Authorization: Bearer {}", self.token)]);
-        command.args(["--checks", CHECKS, "--seed", "1", "--max-examples", &self.examples.to_string()]);
+        command.args(["--checks", CHECKS, "--seed", &seed, "--max-examples", &self.examples.to_string()]);
         command.args(["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"]);
         command.args(["--request-timeout", "60", "--warnings", "off"]);
         if let Some(operation) = self.only {

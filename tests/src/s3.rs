@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::commands::{spawn, terminate, wait_until};
 use crate::crates::Program;
 use crate::{Error, Result, python};
@@ -121,9 +123,28 @@ impl S3Server {
 
     /// Ends the server. Its endpoint then refuses connections.
     pub fn stop(&mut self) {
+        // Who stands still does not hear that it is to end.
+        let _ = self.resume();
         if let Some(mut process) = self.process.take() {
             terminate(&mut process);
         }
+    }
+
+    /// Lets the server stand still: connections stay, and nothing is answered until [`Self::resume`].
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.process.as_ref().and_then(|process| i32::try_from(process.id()).ok());
+        let id = id.and_then(Pid::from_raw).ok_or_else(|| Error::new("the S3 server does not run"))?;
+        kill_process(id, signal)
+            .map_err(|error| Error::new(format!("the S3 server takes no signal: {error}")))
     }
 
     /// Everything the server has logged since its last start.

@@ -1,7 +1,7 @@
 //! The schemas and answers that operations refer to.
 
 use schemars::generate::SchemaSettings;
-use schemars::transform::RecursiveTransform;
+use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use underlay_store::wire::Problem;
@@ -81,11 +81,17 @@ fn definitions(generator: &mut SchemaGenerator) -> Map<String, Value> {
         .collect()
 }
 
-/// Says how large numbers can be where the type alone says it.
+/// Says how large numbers can be where the type alone says it, and takes the brackets off references to code.
 fn bounded(mut schema: Schema) -> Schema {
-    use schemars::transform::Transform;
     RecursiveTransform(bound).transform(&mut schema);
+    RecursiveTransform(unlink).transform(&mut schema);
     schema
+}
+
+fn unlink(schema: &mut Schema) {
+    if let Some(Value::String(text)) = schema.get_mut("description") {
+        *text = text.replace("[`", "`").replace("`]", "`");
+    }
 }
 
 fn bound(schema: &mut Schema) {

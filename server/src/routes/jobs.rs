@@ -10,7 +10,7 @@ use underlay_store::snapshot::Timestamp;
 use underlay_store::wire::{JobRequest, JobState, JobStatus, Phase};
 
 use super::answer::{Refusal, done, json};
-use super::call::Call;
+use super::call::{Call, malformed};
 use crate::config::JobKind;
 use crate::jobs::{Origin, Outcome, WAIT, Work, next};
 
@@ -78,6 +78,9 @@ pub(super) async fn start(mut call: Call) -> Result<Response, Refusal> {
     let job = call.parameter("job", JobId::from_hex)?;
     let repository = call.repository().await?;
     let request: JobRequest = call.json().await?;
+    if let JobRequest::Gc(request) = &request {
+        request.validate().map_err(malformed)?;
+    }
     let work = Work::Asked(request);
     let name = call.hosted()?.name();
     let origin = Origin::client(name, &work);

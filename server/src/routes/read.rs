@@ -1,6 +1,7 @@
 //! Reading: trees, places, packs.
 
 use axum::response::Response;
+use underlay_store::Error;
 use underlay_store::authority::Authority;
 use underlay_store::id::{ChunkId, NodeId, PackName};
 use underlay_store::pack::MAXIMUM_LENGTH;
@@ -70,6 +71,14 @@ pub(super) async fn pack(call: Call) -> Result<Response, Refusal> {
     let end = end.ok_or_else(|| malformed(format!("no pack has more than {MAXIMUM_LENGTH} bytes")))?;
     let repository = call.repository().await?;
     let reserved = call.server.shares.reserve(&call.share, length).await?;
-    let bytes = repository.read_pack(name, offset..end).await?;
-    Ok(answer::reserved(bytes, reserved))
+    match repository.read_pack(name, offset..end).await {
+        Ok(bytes) => Ok(answer::reserved(bytes, reserved)),
+        // Nothing is lost of a pack that never had so many bytes.
+        Err(error @ Error::Damaged { .. })
+            if repository.pack_size(name).await?.is_some_and(|size| size < end) =>
+        {
+            Err(Refusal::from(error).of_sender())
+        }
+        Err(error) => Err(error.into()),
+    }
 }

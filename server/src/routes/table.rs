@@ -193,7 +193,8 @@ pub static ROUTES: &[Route] = &[
     route!(POST "/chunks/locate", &[Restore], Any, read::locate, "Where chunks are")
         .takes(Binary(&IDS), BATCH)
         .gives(Binary(&PLACES)),
-    route!(GET "/packs/{name}", &[Restore], Any, read::pack, "Bytes of a data pack").asks(RANGE).gives(Binary(&PACK)),
+    route!(GET "/packs/{name}", &[Restore], Any, read::pack, "Bytes of a data pack").asks(RANGE).gives(Binary(&PACK))
+        .refuses(&[SENT[0]]),
     route!(GET "/packs/data/{name}/location", &[Restore], Any, direct::location, "A request that reads a data pack in the bucket")
         .gives(Json(of::<SignedRequest>))
         .refuses(&[NOT_DIRECT]),

@@ -128,6 +128,17 @@ impl Catalog {
         })
     }
 
+    /// Bytes of a pack, in whatever state; `None` if it is not known.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn pack_size(&self, pack: &PackName) -> Result<Option<u64>> {
+        self.read("look up a pack", |transaction| {
+            let mut find = transaction.prepare_cached("SELECT size FROM packs WHERE name = ?1")?;
+            Ok(find.query_row([pack.as_bytes()], |row| row.get(0)).optional()?.map(from_sql))
+        })
+    }
+
     /// All packs of a kind, in whatever state, by name.
     ///
     /// # Errors

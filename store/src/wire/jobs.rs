@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Problem;
+use super::{Problem, Wrong};
 use crate::authority::{RepairOptions, RepairReport};
 use crate::check::{CheckOptions, CheckReport};
 use crate::gc::{GcOptions, GcReport};
@@ -41,10 +41,24 @@ impl JobRequest {
 pub struct GcRequest {
     /// Only say what would be done.
     pub dry_run: bool,
-    /// The share of the kept bytes that may stay unused.
+    /// The share of the kept bytes that may stay unused, from 0 to 1.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0.0, max = 1.0)))]
     pub max_unused: f64,
     /// Sessions that were not heard of for so many milliseconds are shut out.
     pub lease_ms: u64,
+}
+
+impl GcRequest {
+    /// Whether its numbers mean something.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn validate(&self) -> Result<(), Wrong> {
+        match (0.0..=1.0).contains(&self.max_unused) {
+            true => Ok(()),
+            false => Err(format!("`max_unused` {}: a share from 0 to 1", self.max_unused)),
+        }
+    }
 }
 
 impl From<&GcOptions> for GcRequest {

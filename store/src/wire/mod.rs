@@ -37,7 +37,11 @@ pub const VERSION: &str = "v1";
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OpenSession {
-    /// The VM to back up.
+    /// The VM to back up: 1 to 128 bytes, no control characters, no `@` or `/`, not starting with `-` or `.`.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(regex(pattern = r"^[^@/.\x00-\x1f\x7f-\x9f-][^@/\x00-\x1f\x7f-\x9f]{0,127}$"))
+    )]
     pub vm: String,
 }
 

@@ -11,11 +11,17 @@ import random
 import struct
 
 import schemathesis
+from hypothesis import strategies
 
 with open(os.environ["UNDERLAY_KNOWN"], encoding="utf-8") as file:
     KNOWN = json.load(file)
 HANDLES = KNOWN["handles"]
 SINGLE = {"snapshot": "snapshots", "node": "nodes", "job": "jobs"}
+
+# To the millisecond, in UTC, as the document's pattern has it: hardly any other point in time would do.
+schemathesis.openapi.format(
+    "date-time", strategies.datetimes().map(lambda time: time.isoformat(timespec="milliseconds") + "Z")
+)
 
 
 def ids(dice, kind):
@@ -61,15 +67,21 @@ def body_of(dice, name, path):
     return None
 
 
+def keep_sessions(request):
+    """A collection shuts no session out: other operations need them."""
+    options = request.get("options") if isinstance(request, dict) else None
+    if isinstance(options, dict) and isinstance(options.get("lease_ms"), int) and options["lease_ms"] >= 0:
+        options["lease_ms"] = max(options["lease_ms"], 1 << 40)
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
     name = case.operation.definition.raw.get("operationId")
     path = dict(case.path_parameters or {})
+    if name == "jobs_start":
+        keep_sessions(case.body)
     if case.meta is None or not case.meta.generation.mode.is_positive or "repository" not in path:
         return
-    if name == "jobs_start" and case.body.get("kind") == "gc":
-        # Sessions are to live: others need them.
-        case.body["options"]["lease_ms"] = 1 << 40
     dice = random.Random(repr((name, sorted(path.items()), case.query, case.body)))
     if dice.random() < 0.3:
         return
