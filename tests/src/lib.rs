@@ -8,8 +8,9 @@
 
 /// The folder of built parts: one atomic build per recipe, whoever asks first.
 pub mod cache;
-/// Running external programs: captured output, and errors that quote it.
+/// A headless Chromium, spoken to over a pipe.
 pub mod chromium;
+/// Running external programs: captured output, and errors that quote it.
 pub mod commands;
 /// What every authority must do, in this process or behind a server.
 pub mod conformance;

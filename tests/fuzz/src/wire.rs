@@ -169,7 +169,7 @@ pub fn json_seeds() -> Vec<Seed> {
     let collect = GcRequest { dry_run: true, max_unused: 0.1, lease_ms: 86_400_000 };
     let mut seeds = vec![
         seed("open-session", &OpenSession { vm: "web-01".into() }),
-        seed("opened-session", &OpenedSession { session, time_ms: 1_795_453_509_120 }),
+        seed("opened-session", &OpenedSession { session, time_ms: 1_795_453_509_120, direct: true }),
         seed("new-repository", &NewRepository { descriptor: "{}".into(), slots: vec![slot] }),
         seed("withdrawal", &withdrawal),
         seed("withdrawn", &Withdrawn { recorded: true, retired: 2, catalog_differs: false }),

@@ -125,7 +125,6 @@ fn a_hundred_machines_with_a_thousand_snapshots_each_are_shown_at_once() {
     let started = Instant::now();
     let shown = shown(&facts, NOW);
     let took = started.elapsed();
-    println!("100,000 snapshots: {took:?}");
     assert_eq!((shown.machines.len(), shown.machines[0].snapshots), (100, 1000));
     assert!(took.as_secs() < 2, "{took:?}");
 }
