@@ -91,9 +91,9 @@ fn curl(arguments: &[&str], url: &str) -> (u16, String) {
 
 /// Makes a signed request with this file as its body.
 fn make(signed: &Value, url: &str, body: &Path) -> (u16, String) {
-    let headers = signed["headers"].as_array().unwrap().iter();
+    let headers = signed["headers"].as_object().unwrap().iter();
     let headers: Vec<String> =
-        headers.map(|pair| format!("{}: {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())).collect();
+        headers.map(|pair| format!("{}: {}", pair.0, pair.1.as_str().unwrap())).collect();
     let mut arguments = vec!["-T", text(body)];
     headers.iter().for_each(|header| arguments.extend(["-H", header]));
     curl(&arguments, url)

@@ -70,7 +70,7 @@ impl RemoteAuthority {
             return Ok(None);
         }
         let Some(mut request) = self.signed_read(name).await? else { return Ok(None) };
-        request.headers.push(("range".to_owned(), format!("bytes={}-{}", range.start, range.end - 1)));
+        request.headers.insert("range".to_owned(), format!("bytes={}-{}", range.start, range.end - 1));
         let (length, limit) = (range.end - range.start, (range.end - range.start) as usize);
         match self.http.send(&Ask { limit, ..Ask::signed(Method::GET, request) }).await.result {
             Ok(bytes) if bytes.len() as u64 == length => Ok(Some(bytes)),

@@ -1,5 +1,6 @@
 //! Requests that others make: signed here, so that bytes go between them and the bucket and do not pass through this program.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub struct SignedRequest {
     /// Where to.
     pub url: String,
     /// Headers that belong to it, names in lower case.
-    pub headers: Vec<(String, String)>,
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Whoever reads a log has no use for it.
@@ -110,7 +111,7 @@ impl Backend {
     pub async fn sign_get(&self, name: &str, valid: Duration) -> Result<SignedRequest> {
         let url = self.signer()?.url(Method::GET, name, valid).await;
         let url = url.map_err(|error| failed("sign a request for", name, error))?;
-        Ok(SignedRequest { url: url.into(), headers: Vec::new() })
+        Ok(SignedRequest { url: url.into(), headers: BTreeMap::new() })
     }
 
     /// Finds out, by trying, that the store takes signed requests, and holds those who make them to what was signed.

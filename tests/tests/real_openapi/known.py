@@ -100,6 +100,11 @@ def before_call(context, case, kwargs):
             path["kind"] = pack["kind"]
         else:
             case.query = {"offset": dice.randrange(99), "length": dice.randrange(999)}
+    if name in ("direct_upload", "direct_stored", "direct_location"):
+        pack = dice.choice([pack for pack in KNOWN["packs"] if name != "direct_location" or pack["kind"] == "data"])
+        path["name"] = pack["name"]
+        if "kind" in path:
+            path["kind"] = pack["kind"]
     if name == "jobs_status":
         case.query = {}
     body = body_of(dice, name, path)

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use underlay_server::tokens::{NewToken, Scope, TokenFile};
 use underlay_store::snapshot::Timestamp;
 use underlay_tests::openapi::{self, Run};
+use underlay_tests::s3::S3Server;
 use underlay_tests::server::{NAME, ServerProgram};
 
 use ruined::{EMPTY, Ruined};
@@ -37,15 +38,23 @@ struct Operation<'a> {
 
 impl Described {
     async fn start() -> Self {
+        Self::start_on(None).await
+    }
+
+    /// On a bucket, if there is one: then packs can go there directly.
+    async fn start_on(bucket: Option<&S3Server>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let location = folder.path().join("repository").display().to_string();
+        let directory = folder.path().join("repository").display().to_string();
+        let location = bucket.map_or(directory, |s3| format!("s3://{}/ruined", s3.bucket));
+        let direct = if bucket.is_some() { "direct = true\n" } else { "" };
+        let variables = bucket.map_or_else(Vec::new, |s3| s3.variables().to_vec());
         ServerProgram::configure(folder.path(), &location, "127.0.0.1:0", "insecure_http = true").unwrap();
         let configuration = folder.path().join("server.toml");
         let text = std::fs::read_to_string(&configuration).unwrap();
         let another =
             format!("\n[[repository]]\nname = {EMPTY:?}\nlocation = {:?}\n", folder.path().join("empty"));
-        std::fs::write(configuration, text + &another).unwrap();
-        let server = ServerProgram::serve(folder.path(), &[]).unwrap();
+        std::fs::write(configuration, text + direct + &another).unwrap();
+        let server = ServerProgram::serve(folder.path(), &variables).unwrap();
         let client = Client::builder().no_proxy().build().unwrap();
         let mut described = Self { folder, server, client, document: Value::Null };
         let token = described.token(&[Scope::Backup], NAME, "web*", None);
@@ -221,7 +230,8 @@ async fn the_program_prints_what_the_server_serves_and_a_validator_finds_it_vali
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_generated_from_the_document_is_answered_as_it_says() {
-    let described = Described::start().await;
+    let s3 = S3Server::garage().unwrap();
+    let described = Described::start_on(Some(&s3)).await;
     let ruined = Ruined::fill(&described).await;
     let (document, known) =
         (described.write("openapi.json", &described.document), described.write("known.json", &ruined.known));
