@@ -274,7 +274,10 @@ impl ServerProgram {
     pub fn client(&self, folder: &Path, token: &str) -> Result<Underlay> {
         let client = Underlay::existing(&self.location(), folder)?;
         let client = client.with_variable("UNDERLAY_TOKEN", token);
-        Ok(client.with_variable("UNDERLAY_SERVER_FINGERPRINT", &self.fingerprint))
+        Ok(match self.fingerprint.as_str() {
+            "" => client,
+            fingerprint => client.with_variable("UNDERLAY_SERVER_FINGERPRINT", fingerprint),
+        })
     }
 
     /// The number of its process.

@@ -98,7 +98,7 @@ fn a_scheduled_job_is_stopped_while_it_runs() {
     assert!(running["planned"] == true && running["ended"].is_null(), "{running}");
     let id = running["id"].as_str().unwrap().to_owned();
     let (status, standing) = asker.ask(Method::GET, &format!("jobs/{id}"));
-    assert_eq!((status, &standing["state"]), (StatusCode::OK, &json!("running")), "{standing}");
+    assert_eq!((status, &standing["state"]["state"]), (StatusCode::OK, &json!("running")), "{standing}");
     assert_eq!(asker.ask(Method::DELETE, &format!("jobs/{id}")).0, StatusCode::NO_CONTENT);
     let (runs, next) = asker.scrubs();
     assert_eq!((&runs[0]["state"], &runs[0]["id"]), (&json!("stopped"), &json!(id)), "at once: {runs:?}");
@@ -106,7 +106,7 @@ fn a_scheduled_job_is_stopped_while_it_runs() {
     let started = Timestamp::parse(runs[0]["started"].as_str().unwrap()).unwrap();
     assert!(next > started, "it waits for its next time: {next:?}");
     let (_, standing) = asker.ask(Method::GET, &format!("jobs/{id}?seen=1000"));
-    assert_eq!(standing["outcome"]["title"], "a check was stopped", "{standing}");
+    assert_eq!(standing["state"]["outcome"]["title"], "a check was stopped", "{standing}");
     assert_eq!(asker.ask(Method::DELETE, &format!("jobs/{id}")).0, StatusCode::NO_CONTENT, "it repeats");
     s3.resume().unwrap();
     // Another of its kind may run, and ends well: nothing of the stopped one is left behind.

@@ -47,8 +47,9 @@ impl Site {
         let token = self.server.token(&["--scope", "backup", "--vm", vm]).unwrap();
         let mut host = self.server.client(&home, &token).unwrap();
         host.key_file = self.folder.join("backup.key");
-        let image = home.join("disk.qcow2");
-        let base = text(&self.base);
+        // Beside its base: what an image names elsewhere is not read.
+        let (base, site) = (text(&self.base), self.folder.file_name().unwrap().to_string_lossy());
+        let image = self.base.with_file_name(format!("{vm} of {site}.qcow2"));
         run("qemu-img", ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, text(&image)]).unwrap();
         run("qemu-io", ["-f", "qcow2", text(&image), "-c", "write -P 77 100M 300k"]).unwrap();
         let outcome = host.backup(vm, &image).unwrap();

@@ -27,7 +27,7 @@ schemathesis.openapi.format(
 def ids(dice, kind):
     """A batch of ids, some of which are stored."""
     stored = [bytes.fromhex(text) for text in KNOWN["nodes" if kind == 2 else "chunks"]]
-    some = {dice.randbytes(32) for _ in range(dice.choice([0, 1, 9, 200]))}
+    some = {dice.randbytes(32) for _ in range(dice.choice([0, 1, 9, 30]))}
     if dice.random() < 0.7:
         some = set()
     some.update(dice.sample(stored, dice.randint(1, len(stored))))
