@@ -219,9 +219,13 @@ impl Coming {
             arrived.as_mut().enable();
             let ended = self.expected().ended;
             let found = repository.have_chunks(session, &unknown).await?;
-            for (id, _) in unknown.iter().zip(found).filter(|(_, found)| *found) {
-                if let Ok(at) = ids.binary_search(id) {
-                    have[at] = true;
+            if found.len() == have.len() {
+                have = found;
+            } else {
+                for (id, _) in unknown.iter().zip(found).filter(|(_, found)| *found) {
+                    if let Ok(at) = ids.binary_search(id) {
+                        have[at] = true;
+                    }
                 }
             }
             let missing = ids.iter().zip(&have).filter(|(_, have)| !**have).map(|(id, _)| *id).collect();
