@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::connection::Connection;
 use crate::hosted::Hosted;
+use crate::limits::Reserved;
 use crate::routes::problem_answer;
 use crate::server::Server;
 use crate::text::{bytes, count};
@@ -37,6 +38,8 @@ use words::{ago, moment};
 const FORM: usize = 4096;
 /// The form comes within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What making a page may take: 100,000 snapshots take half of it.
+const MEMORY: u64 = 32 << 20;
 /// Snapshots of a machine in its list.
 const ROWS: u32 = 500;
 
@@ -56,24 +59,31 @@ struct Visitor {
     token: Arc<Token>,
     around: Around,
     now_ms: i64,
+    /// Of the page.
+    query: String,
     _used: Option<crate::connection::Request>,
     _permit: OwnedSemaphorePermit,
+    _reserved: Reserved,
 }
 
 /// A page that is not the one that was asked for.
 type Instead = Box<Response>;
 
 /// Who is signed in; others are asked who they are.
-fn enter(server: &Server, request: &Request) -> Result<Visitor, Instead> {
+async fn enter(server: &Server, request: Request) -> Result<Visitor, Instead> {
     let now = Timestamp::now();
-    let token = cookie(server, request).and_then(|cookie| server.visits.token(cookie, &server.tokens, now));
+    let token = cookie(server, &request).and_then(|cookie| server.visits.token(cookie, &server.tokens, now));
     let Some(token) = token else { return Err(Box::new(go_to("/login"))) };
     let used = request.extensions().get::<Arc<Connection>>().map(Connection::request);
-    let permit = server.shares.of(token.id.0).request();
-    let permit = permit.map_err(|problem| Box::new(problem_answer(&problem)))?;
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    drop(request);
+    let refused = |problem| Box::new(problem_answer(&problem));
+    let share = server.shares.of(token.id.0);
+    let permit = share.request().map_err(refused)?;
+    let reserved = server.shares.reserve(&share, MEMORY).await.map_err(refused)?;
     let now_ms = now.as_milliseconds();
     let around = Around { now: moment(now_ms), visitor: token.label.clone() };
-    Ok(Visitor { token, around, now_ms, _used: used, _permit: permit })
+    Ok(Visitor { token, around, now_ms, query, _used: used, _permit: permit, _reserved: reserved })
 }
 
 /// A cookie that only ever goes back over TLS, and to no other server of this host, says so in its name.
@@ -152,7 +162,7 @@ async fn sign_out(State(server): State<Arc<Server>>, request: Request) -> Respon
 }
 
 async fn index(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let visitor = match enter(&server, &request) {
+    let visitor = match enter(&server, request).await {
         Ok(visitor) => visitor,
         Err(instead) => return *instead,
     };
@@ -178,7 +188,7 @@ async fn repository(
     Path(name): Path<String>,
     request: Request,
 ) -> Response {
-    let visitor = match enter(&server, &request) {
+    let visitor = match enter(&server, request).await {
         Ok(visitor) => visitor,
         Err(instead) => return *instead,
     };
@@ -188,13 +198,11 @@ async fn repository(
 }
 
 async fn machine(State(server): State<Arc<Server>>, Path(name): Path<String>, request: Request) -> Response {
-    let visitor = match enter(&server, &request) {
+    let visitor = match enter(&server, request).await {
         Ok(visitor) => visitor,
         Err(instead) => return *instead,
     };
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    drop(request);
-    let vm = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "name");
+    let vm = form_urlencoded::parse(visitor.query.as_bytes()).find(|(key, _)| key == "name");
     let vm = vm.map(|(_, vm)| vm.into_owned()).unwrap_or_default();
     let hosted = visible(&server, &visitor, &name).filter(|_| visitor.token.covers_machine(&vm));
     let Some(hosted) = hosted else { return nothing(visitor) };
