@@ -122,18 +122,17 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Box<dyn StdError>> {
-    // The same whatever is configured.
-    if let Verb::Openapi = cli.verb {
-        return Ok(say(format!("{:#}", openapi::document()))?);
-    }
-    let config = Config::read(&cli.config)?;
+    let config = || Config::read(&cli.config);
     match cli.verb {
-        Verb::Serve(serve) => serve.run(&config),
-        Verb::Token(command) => command.run(&TokenFile::new(&config.state)),
-        Verb::Jobs => list_jobs(&config),
-        Verb::Openapi => Ok(()),
-        Verb::Fingerprint if config.insecure_http => Err("there is no TLS, and no certificate".into()),
-        Verb::Fingerprint => Ok(say(tls::identity(&config)?.fingerprint)?),
+        Verb::Serve(serve) => serve.run(&config()?),
+        Verb::Token(command) => command.run(&TokenFile::new(&config()?.state)),
+        Verb::Jobs => list_jobs(&config()?),
+        Verb::Fingerprint => match config()? {
+            config if config.insecure_http => Err("there is no TLS, and no certificate".into()),
+            config => Ok(say(tls::identity(&config)?.fingerprint)?),
+        },
+        // The same whatever is configured.
+        Verb::Openapi => Ok(say(format!("{:#}", openapi::document()))?),
     }
 }
 

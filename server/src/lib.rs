@@ -18,6 +18,7 @@ mod text;
 mod tls;
 pub mod tokens;
 
+pub use page::{PAGES, Page};
 pub use routes::{
     Asker, Content, Layout, Machines, OWN_ROUTES, OwnRoute, Query, REPOSITORIES, ROUTES, Refused, Route,
     SchemaOf,

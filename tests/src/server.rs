@@ -37,6 +37,28 @@ pub fn new_descriptor() -> (RestoreKey, Descriptor, Bytes) {
     (key, descriptor, text.into())
 }
 
+/// A new token in this file.
+///
+/// # Panics
+/// If it cannot be made.
+pub fn new_token(
+    tokens: &TokenFile,
+    scopes: &[Scope],
+    repository: &str,
+    machines: &str,
+    expires: Option<Timestamp>,
+) -> String {
+    let new = NewToken {
+        label: "test".to_owned(),
+        scopes: scopes.to_vec(),
+        repositories: vec![repository.to_owned()],
+        machines: vec![machines.to_owned()],
+        expires,
+    };
+    let (_, secret) = tokens.create(new).expect("a token");
+    secret.expose().to_owned()
+}
+
 /// A server in this process, on a directory, with one repository.
 #[derive(Debug)]
 pub struct Served {
@@ -135,15 +157,7 @@ impl Served {
         machines: &str,
         expires: Option<Timestamp>,
     ) -> String {
-        let new = NewToken {
-            label: "test".to_owned(),
-            scopes: scopes.to_vec(),
-            repositories: vec![repository.to_owned()],
-            machines: vec![machines.to_owned()],
-            expires,
-        };
-        let (_, secret) = self.tokens().create(new).expect("a token");
-        secret.expose().to_owned()
+        new_token(&self.tokens(), scopes, repository, machines, expires)
     }
 
     /// The file with the tokens.
@@ -208,9 +222,7 @@ impl ServerProgram {
     /// The same; `of_repository` are lines of the repository's configuration.
     pub fn on_s3_with(folder: &Path, s3: &S3Server, address: &str, of_repository: &str) -> Result<Self> {
         Self::configure(folder, &format!("s3://{}/vms", s3.bucket), address, "")?;
-        let config = folder.join("server.toml");
-        let configured = std::fs::read_to_string(&config)?;
-        std::fs::write(&config, format!("{configured}{of_repository}\n"))?;
+        Self::configure_more(folder, of_repository)?;
         Self::serve(folder, &s3.variables())
     }
 
@@ -221,6 +233,13 @@ impl ServerProgram {
             "listen = {address:?}\nstate = {state:?}\n{settings}\n[[repository]]\nname = {NAME:?}\nlocation = {location:?}\n"
         );
         Ok(std::fs::write(folder.join("server.toml"), config)?)
+    }
+
+    /// Adds lines to its configuration: of the repository, and then of what comes after it.
+    pub fn configure_more(folder: &Path, lines: &str) -> Result<()> {
+        let config = folder.join("server.toml");
+        let configured = std::fs::read_to_string(&config)?;
+        Ok(std::fs::write(config, format!("{configured}{lines}\n"))?)
     }
 
     /// Starts it as it is configured, with these variables in its environment.

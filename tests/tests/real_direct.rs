@@ -212,6 +212,7 @@ fn a_signed_request_stores_that_pack_and_nothing_else() {
     // A read is no write, and ends where it was signed for.
     let (status, signed) = site.ask("GET", &format!("/packs/data/{}/location", pack.name()), "");
     assert_eq!(status, 200, "{signed}");
+    assert!(signed.contains("X-Amz-Expires=900"), "{signed}");
     let signed: Value = serde_json::from_str(&signed).unwrap();
     assert!((400..500).contains(&make(&signed, signed["url"].as_str().unwrap(), &right).0));
     assert_eq!(site.ask("DELETE", &format!("/sessions/{handle}"), "").0, 204);

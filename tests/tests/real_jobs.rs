@@ -70,10 +70,8 @@ fn prepare(folder: &Path, s3: &S3Server) -> Underlay {
     run("sh", ["-c", &format!("head -c 20M /dev/urandom > {image:?}")]).unwrap();
     operator.run(&["backup", "--vm", "web", "--format", "raw", text(&image)]).unwrap();
     server.terminate();
-    let configuration = folder.join("server.toml");
-    let written = std::fs::read_to_string(&configuration).unwrap();
     let job = "[[repository.job]]\nkind = \"scrub\"\nname = \"nightly\"\nevery = \"1d\"\n";
-    std::fs::write(configuration, format!("{written}{job}")).unwrap();
+    ServerProgram::configure_more(folder, job).unwrap();
     let day = 24 * 60 * 60 * 1000;
     let soon = Timestamp::now().as_milliseconds() + i64::try_from(DUE_IN.as_millis()).unwrap();
     let known_since = Timestamp::from_milliseconds(soon - day).unwrap();

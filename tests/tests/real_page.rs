@@ -26,11 +26,9 @@ impl Site {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         ServerProgram::configure(path, text(&path.join("repository")), "127.0.0.1:0", "").unwrap();
-        let config = path.join("server.toml");
-        let configured = std::fs::read_to_string(&config).unwrap();
         let second = path.join("second").display().to_string();
         let more = format!("{jobs}\n[[repository]]\nname = \"offsite\"\nlocation = {second:?}\n");
-        std::fs::write(&config, configured + &more).unwrap();
+        ServerProgram::configure_more(path, &more).unwrap();
         let server = ServerProgram::serve(path, &[]).unwrap();
         let token = server.token(&["--scope", "admin,backup,maintain,restore"]).unwrap();
         let operator = server.client(path, &token).unwrap();

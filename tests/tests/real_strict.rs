@@ -29,9 +29,7 @@ impl Site {
         std::fs::create_dir(&folder).unwrap();
         let location = format!("s3://{}/{name}", s3.bucket);
         ServerProgram::configure(&folder, &location, "127.0.0.1:0", "").unwrap();
-        let configuration = folder.join("server.toml");
-        let written = std::fs::read_to_string(&configuration).unwrap();
-        std::fs::write(configuration, format!("{written}strict = {strict}\n")).unwrap();
+        ServerProgram::configure_more(&folder, &format!("strict = {strict}")).unwrap();
         let server = ServerProgram::serve(&folder, &s3.variables()).unwrap();
         let token = server.token(&["--scope", "admin,maintain,restore"]).unwrap();
         let operator = server.client(&folder, &token).unwrap();

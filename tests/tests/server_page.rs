@@ -4,6 +4,7 @@
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, header};
+use underlay_server::PAGES;
 use underlay_server::tokens::Scope;
 use underlay_tests::server::Served;
 
@@ -55,7 +56,13 @@ fn place(answer: &Response) -> Option<String> {
 async fn nobody_sees_a_page_without_a_valid_token() {
     let served = Served::start("insecure_http = true").await;
     let mut browser = Browser::new(&served);
-    for path in ["/", "/repositories/vms", "/repositories/none", "/repositories/vms/machine?name=vm"] {
+    let mut paths = vec!["/repositories/none".to_owned(), "/repositories/vms/machine?name=vm".to_owned()];
+    let private = PAGES.iter().filter(|page| !page.is_public);
+    paths.extend(private.map(|page| page.path.replace("{repository}", "vms")));
+    assert!(
+        paths.contains(&"/".to_owned()) && PAGES.iter().all(|page| page.is_public || page.method == "GET")
+    );
+    for path in &paths {
         let answer = browser.get(path).await;
         assert_eq!((answer.status().as_u16(), place(&answer)), (303, Some("/login".to_owned())), "{path}");
         assert_eq!(answer.text().await.unwrap(), "");
@@ -82,6 +89,27 @@ async fn nobody_sees_a_page_without_a_valid_token() {
     assert_eq!(api.send().await.unwrap().status(), 401);
     browser.cookie = format!("underlay={valid}");
     assert!(!browser.is_in().await);
+}
+
+/// A machine's page does not say that there is no such page when it is the repository that cannot be shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_repository_is_said_on_every_page_of_it() {
+    let served = Served::start("insecure_http = true").await;
+    let mut browser = Browser::new(&served);
+    browser.sign_in(&served.token(&[Scope::Maintain], "*")).await;
+    let text = async |path: &str| {
+        let answer = browser.get(path).await;
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let machine = "/repositories/vms/machine?name=vm";
+    let (status, said) = text(machine).await;
+    assert!(status == 404 && said.contains("Nothing here"), "{said}");
+    std::fs::rename(served.folder.path().join("repository"), served.folder.path().join("aside")).unwrap();
+    for path in ["/", "/repositories/vms", machine] {
+        let (status, said) = text(path).await;
+        assert!(status == 200 && said.contains("Cannot be opened"), "{path}: {said}");
+        assert!(!said.contains(served.folder.path().to_str().unwrap()), "{path}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

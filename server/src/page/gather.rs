@@ -1,6 +1,7 @@
 //! What a page shows of one repository, as far as the visitor's token may know it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use underlay_store::Error;
@@ -9,8 +10,9 @@ use underlay_store::catalog::{Overview, SnapshotHead, Totals};
 use underlay_store::id::SnapshotId;
 use underlay_store::repository::Repository;
 use underlay_store::snapshot::{Snapshot, Statistics, Timestamp};
-use underlay_store::wire::Phase;
+use underlay_store::wire::{Phase, Problem};
 
+use super::timeline::Kind;
 use crate::hosted::Hosted;
 use crate::jobs::{Entry, next};
 use crate::server::Server;
@@ -30,16 +32,45 @@ pub(super) enum Unavailable {
 }
 
 pub(super) struct Known {
-    /// Snapshots of the token's machines, oldest first.
-    pub(super) snapshots: Vec<SnapshotHead>,
+    pub(super) snapshots: Snapshots,
     /// What the newest snapshot of each machine took.
     pub(super) newest: BTreeMap<String, Statistics>,
-    pub(super) damaged: BTreeSet<SnapshotId>,
-    pub(super) protected: BTreeSet<SnapshotId>,
     /// Of the whole repository: for tokens that are for all machines.
     pub(super) whole: Option<Whole>,
     /// For those that may maintain it.
     pub(super) upkeep: Option<Upkeep>,
+}
+
+/// Snapshots, and what is said of some.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    /// Those of the token's machines, oldest first.
+    pub(super) heads: Vec<SnapshotHead>,
+    pub(super) damaged: BTreeSet<SnapshotId>,
+    pub(super) protected: BTreeSet<SnapshotId>,
+}
+
+impl Snapshots {
+    pub(super) fn kind(&self, snapshot: &SnapshotId) -> Kind {
+        match () {
+            () if self.damaged.contains(snapshot) => Kind::Damaged,
+            () if self.protected.contains(snapshot) => Kind::Protected,
+            () => Kind::Plain,
+        }
+    }
+
+    /// When each of them was made, in milliseconds since 1970, and what is special about it.
+    pub(super) fn places(&self) -> Vec<(i64, Kind)> {
+        self.heads.iter().map(|head| (head.time_ms, self.kind(&head.snapshot))).collect()
+    }
+}
+
+/// One machine.
+pub(super) struct Machine {
+    /// All of its snapshots.
+    pub(super) snapshots: Snapshots,
+    /// The newest of them, newest first.
+    pub(super) newest: Vec<Snapshot>,
 }
 
 pub(super) struct Whole {
@@ -57,6 +88,14 @@ pub(super) struct Upkeep {
     pub(super) phases: BTreeMap<String, Phase>,
 }
 
+impl Upkeep {
+    /// Runs of what was asked for, and of jobs that are planned still.
+    pub(super) fn lasting(&self) -> impl Iterator<Item = &Entry> {
+        let is_planned = |job: &str| self.planned.iter().any(|planned| planned.job == job);
+        self.runs.iter().filter(move |run| !run.planned || is_planned(&run.job))
+    }
+}
+
 pub(super) struct Planned {
     pub(super) job: String,
     pub(super) kind: &'static str,
@@ -64,27 +103,51 @@ pub(super) struct Planned {
     pub(super) next: Timestamp,
 }
 
-/// The statistics of a stored document, and its machine.
-fn statistics(repository: &Repository, id: &SnapshotId, document: &[u8]) -> Option<(String, Statistics)> {
-    let snapshot = Snapshot::peek(id, &repository.id(), document).ok()?;
-    Some((snapshot.vm, snapshot.statistics))
+/// Why something cannot be shown. Folders of the server are nobody's business.
+fn broken(hosted: &Hosted, error: &Error) -> Unavailable {
+    let cause = error as &dyn std::error::Error;
+    tracing::error!(repository = hosted.name(), error = cause, "cannot be shown");
+    Unavailable::Broken(Problem::of(error, false).title)
 }
 
-/// Reads nothing that is not in the catalog, but for two listings of small folders.
+async fn opened(hosted: &Hosted) -> Result<Arc<Repository>, Unavailable> {
+    hosted.repository().await.map_err(|problem| match problem.kind() {
+        "no-repository" => Unavailable::New,
+        _ => Unavailable::Broken(problem.title),
+    })
+}
+
+/// A repository. Reads nothing that is not in the catalog, but for two listings of small folders.
 pub(super) async fn gather(server: &Server, hosted: &Hosted, token: &Token) -> Facts {
-    let name = hosted.name().to_owned();
-    let known = match hosted.repository().await {
-        Ok(repository) => {
-            let known = known(server, hosted, &repository, token).await;
-            known.map_err(|error| {
-                tracing::error!(repository = %name, error = &error as &dyn std::error::Error, "cannot be shown");
-                Unavailable::Broken(error.to_string())
-            })
-        }
-        Err(problem) if problem.kind() == "no-repository" => Err(Unavailable::New),
-        Err(problem) => Err(Unavailable::Broken(problem.title)),
+    let known = async {
+        let repository = opened(hosted).await?;
+        known(server, hosted, &repository, token).await.map_err(|error| broken(hosted, &error))
     };
-    Facts { name, known }
+    Facts { name: hosted.name().to_owned(), known: known.await }
+}
+
+/// A machine of the token's, with at most so many of its newest snapshots.
+pub(super) async fn machine(hosted: &Hosted, vm: &str, most: u32) -> Result<Machine, Unavailable> {
+    let repository = opened(hosted).await?;
+    let known = async {
+        let snapshots = snapshots(&repository, |other| other == vm).await?;
+        let documents = repository.newest_of(vm.to_owned(), most).await?;
+        let newest = documents.iter().filter_map(|(id, document)| read(&repository, id, document)).collect();
+        Ok(Machine { snapshots, newest })
+    };
+    known.await.map_err(|error| broken(hosted, &error))
+}
+
+fn read(repository: &Repository, id: &SnapshotId, document: &[u8]) -> Option<Snapshot> {
+    Snapshot::peek(id, &repository.id(), document).ok()
+}
+
+async fn snapshots(repository: &Repository, is_shown: impl Fn(&str) -> bool) -> Result<Snapshots, Error> {
+    let mut heads = repository.snapshot_heads().await?;
+    heads.retain(|head| is_shown(&head.vm));
+    let damaged = repository.marked().await?.into_iter().map(|marked| marked.snapshot).collect();
+    let protected = repository.protected().await?.into_iter().collect();
+    Ok(Snapshots { heads, damaged, protected })
 }
 
 async fn known(
@@ -93,13 +156,11 @@ async fn known(
     repository: &Repository,
     token: &Token,
 ) -> Result<Known, Error> {
-    let mut snapshots = repository.snapshot_heads().await?;
-    snapshots.retain(|head| token.covers_machine(&head.vm));
+    let snapshots = snapshots(repository, |vm| token.covers_machine(vm)).await?;
     let newest = repository.newest_of_each().await?;
-    let newest = newest.iter().filter_map(|(id, document)| statistics(repository, id, document));
-    let newest = newest.filter(|(vm, _)| token.covers_machine(vm)).collect();
-    let damaged = repository.marked().await?.into_iter().map(|marked| marked.snapshot).collect();
-    let protected = repository.protected().await?.into_iter().collect();
+    let newest = newest.iter().filter_map(|(id, document)| read(repository, id, document));
+    let newest = newest.filter(|snapshot| token.covers_machine(&snapshot.vm));
+    let newest = newest.map(|snapshot| (snapshot.vm, snapshot.statistics)).collect();
     let all = token.covers_all_machines();
     let whole = match all {
         true => {
@@ -111,7 +172,7 @@ async fn known(
         true => Some(upkeep(server, hosted, repository.overview().await?)),
         false => None,
     };
-    Ok(Known { snapshots, newest, damaged, protected, whole, upkeep })
+    Ok(Known { snapshots, newest, whole, upkeep })
 }
 
 fn upkeep(server: &Server, hosted: &Hosted, overview: Overview) -> Upkeep {
@@ -127,11 +188,4 @@ fn upkeep(server: &Server, hosted: &Hosted, overview: Overview) -> Upkeep {
     let phases = runs.iter().filter_map(|run| Some((run.id.to_string(), jobs.phase(run.id)?)));
     let phases = phases.collect();
     Upkeep { overview, planned: planned.collect(), runs, phases }
-}
-
-/// A machine's newest snapshots, with what each of them took, newest first.
-pub(super) async fn machine(repository: &Repository, vm: &str, most: u32) -> Result<Vec<Snapshot>, Error> {
-    let documents = repository.newest_of(vm.to_owned(), most).await?;
-    let read = |(id, document): &(SnapshotId, Vec<u8>)| Snapshot::peek(id, &repository.id(), document).ok();
-    Ok(documents.iter().filter_map(read).collect())
 }

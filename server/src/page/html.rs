@@ -13,6 +13,7 @@ const POLICY: &str =
     "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// What is around every page.
+#[derive(Clone)]
 pub(super) struct Around {
     /// When it was made, in UTC.
     pub(super) now: String,

@@ -2,22 +2,23 @@
 
 mod gather;
 mod html;
+mod machine;
 mod shown;
 mod timeline;
 mod visits;
 mod words;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
-use axum::routing::{get, post};
+use futures::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use underlay_store::snapshot::{Snapshot, Timestamp};
+use underlay_store::snapshot::Timestamp;
 use zeroize::Zeroizing;
 
 use crate::connection::Connection;
@@ -25,33 +26,64 @@ use crate::hosted::Hosted;
 use crate::limits::Reserved;
 use crate::routes::problem_answer;
 use crate::server::Server;
-use crate::text::{bytes, count};
 use crate::tokens::Token;
-use gather::{Known, gather};
-use html::{Around, Index, Login, MachinePage, Nothing, RepositoryPage, Row, go_to, page};
-use shown::{Figure, shown};
-use timeline::{Kind, days_since, timeline};
+use gather::{Facts, gather};
+use html::{Around, Index, Login, Nothing, RepositoryPage, go_to, page};
+use machine::machine_page;
+use shown::shown;
 pub(crate) use visits::Visits;
-use words::{ago, moment};
+use words::moment;
 
 /// The form with a token, in bytes.
 const FORM: usize = 4096;
 /// The form comes within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What making a page may take: 100,000 snapshots take half of it.
+/// What making a page counts as, in bytes.
 const MEMORY: u64 = 32 << 20;
 /// Snapshots of a machine in its list.
 const ROWS: u32 = 500;
 
-/// The same routes, and those of the pages.
-pub(crate) fn add_to(router: Router<Arc<Server>>) -> Router<Arc<Server>> {
-    router
-        .route("/", get(index))
-        .route("/login", get(login).post(sign_in))
-        .route("/logout", post(sign_out))
-        .route("/style.css", get(async || html::style()))
-        .route("/repositories/{repository}", get(repository))
-        .route("/repositories/{repository}/machine", get(machine))
+/// A page, or something that a form of one asks for.
+pub struct Page {
+    /// The method.
+    pub method: Method,
+    /// The path; variable parts in braces.
+    pub path: &'static str,
+    /// It is for everyone; others lead to the form to sign in.
+    pub is_public: bool,
+    pub(crate) run: fn(Arc<Server>, Request) -> BoxFuture<'static, Response>,
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
+}
+
+macro_rules! page {
+    ($method:ident $path:literal, $public:literal, $run:path) => {
+        Page {
+            method: Method::$method,
+            path: $path,
+            is_public: $public,
+            run: |server, request| Box::pin($run(server, request)),
+        }
+    };
+}
+
+/// Every page.
+pub static PAGES: &[Page] = &[
+    page!(GET "/", false, index),
+    page!(GET "/repositories/{repository}", false, repository),
+    page!(GET "/repositories/{repository}/machine", false, machine),
+    page!(GET "/login", true, login),
+    page!(POST "/login", true, sign_in),
+    page!(POST "/logout", true, sign_out),
+    page!(GET "/style.css", true, style),
+];
+
+async fn style(_: Arc<Server>, _: Request) -> Response {
+    html::style()
 }
 
 /// Who asks for a page, as long as it is made.
@@ -60,7 +92,7 @@ struct Visitor {
     around: Around,
     now_ms: i64,
     /// Of the page.
-    query: String,
+    uri: Uri,
     _used: Option<crate::connection::Request>,
     _permit: OwnedSemaphorePermit,
     _reserved: Reserved,
@@ -75,7 +107,7 @@ async fn enter(server: &Server, request: Request) -> Result<Visitor, Instead> {
     let token = cookie(server, &request).and_then(|cookie| server.visits.token(cookie, &server.tokens, now));
     let Some(token) = token else { return Err(Box::new(go_to("/login"))) };
     let used = request.extensions().get::<Arc<Connection>>().map(Connection::request);
-    let query = request.uri().query().unwrap_or_default().to_owned();
+    let uri = request.uri().clone();
     drop(request);
     let refused = |problem| Box::new(problem_answer(&problem));
     let share = server.shares.of(token.id.0);
@@ -83,7 +115,7 @@ async fn enter(server: &Server, request: Request) -> Result<Visitor, Instead> {
     let reserved = server.shares.reserve(&share, MEMORY).await.map_err(refused)?;
     let now_ms = now.as_milliseconds();
     let around = Around { now: moment(now_ms), visitor: token.label.clone() };
-    Ok(Visitor { token, around, now_ms, query, _used: used, _permit: permit, _reserved: reserved })
+    Ok(Visitor { token, around, now_ms, uri, _used: used, _permit: permit, _reserved: reserved })
 }
 
 /// A cookie that only ever goes back over TLS, and to no other server of this host, says so in its name.
@@ -121,7 +153,7 @@ fn comes_from_elsewhere(request: &Request) -> bool {
     }
 }
 
-async fn login(State(server): State<Arc<Server>>, request: Request) -> Response {
+async fn login(server: Arc<Server>, request: Request) -> Response {
     let known = cookie(&server, &request)
         .and_then(|cookie| server.visits.token(cookie, &server.tokens, Timestamp::now()));
     match known {
@@ -130,7 +162,7 @@ async fn login(State(server): State<Arc<Server>>, request: Request) -> Response 
     }
 }
 
-async fn sign_in(State(server): State<Arc<Server>>, request: Request) -> Response {
+async fn sign_in(server: Arc<Server>, request: Request) -> Response {
     if comes_from_elsewhere(&request) {
         return go_to("/login");
     }
@@ -151,7 +183,7 @@ async fn sign_in(State(server): State<Arc<Server>>, request: Request) -> Respons
     with_cookie(&server, go_to("/"), &cookie, visits::LASTS_SECONDS)
 }
 
-async fn sign_out(State(server): State<Arc<Server>>, request: Request) -> Response {
+async fn sign_out(server: Arc<Server>, request: Request) -> Response {
     if comes_from_elsewhere(&request) {
         return go_to("/");
     }
@@ -161,7 +193,7 @@ async fn sign_out(State(server): State<Arc<Server>>, request: Request) -> Respon
     with_cookie(&server, go_to("/login"), "", 0)
 }
 
-async fn index(State(server): State<Arc<Server>>, request: Request) -> Response {
+async fn index(server: Arc<Server>, request: Request) -> Response {
     let visitor = match enter(&server, request).await {
         Ok(visitor) => visitor,
         Err(instead) => return *instead,
@@ -174,112 +206,46 @@ async fn index(State(server): State<Arc<Server>>, request: Request) -> Response 
     page(StatusCode::OK, &Index { around: visitor.around, alarms, repositories })
 }
 
-/// The repository, if the visitor may see it and there is one.
-fn visible<'a>(server: &'a Server, visitor: &Visitor, name: &str) -> Option<&'a Arc<Hosted>> {
+/// The repository of the path, if the visitor may see it and there is one.
+fn visible<'a>(server: &'a Server, visitor: &Visitor) -> Option<&'a Arc<Hosted>> {
+    let name = visitor.uri.path().split('/').nth(2).unwrap_or_default();
     server.hosted(name).filter(|_| visitor.token.covers_repository(name))
 }
 
-fn nothing(visitor: Visitor) -> Response {
-    page(StatusCode::NOT_FOUND, &Nothing { around: visitor.around })
+fn nothing(around: Around) -> Response {
+    page(StatusCode::NOT_FOUND, &Nothing { around })
 }
 
-async fn repository(
-    State(server): State<Arc<Server>>,
-    Path(name): Path<String>,
-    request: Request,
-) -> Response {
+async fn repository(server: Arc<Server>, request: Request) -> Response {
     let visitor = match enter(&server, request).await {
         Ok(visitor) => visitor,
         Err(instead) => return *instead,
     };
-    let Some(hosted) = visible(&server, &visitor, &name) else { return nothing(visitor) };
+    let Some(hosted) = visible(&server, &visitor) else { return nothing(visitor.around) };
     let shown = shown(&gather(&server, hosted, &visitor.token).await, visitor.now_ms);
     page(StatusCode::OK, &RepositoryPage { around: visitor.around, shown })
 }
 
-async fn machine(State(server): State<Arc<Server>>, Path(name): Path<String>, request: Request) -> Response {
+async fn machine(server: Arc<Server>, request: Request) -> Response {
     let visitor = match enter(&server, request).await {
         Ok(visitor) => visitor,
         Err(instead) => return *instead,
     };
-    let vm = form_urlencoded::parse(visitor.query.as_bytes()).find(|(key, _)| key == "name");
+    let query = visitor.uri.query().unwrap_or_default();
+    let vm = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "name");
     let vm = vm.map(|(_, vm)| vm.into_owned()).unwrap_or_default();
-    let hosted = visible(&server, &visitor, &name).filter(|_| visitor.token.covers_machine(&vm));
-    let Some(hosted) = hosted else { return nothing(visitor) };
-    let (facts, repository) = (gather(&server, hosted, &visitor.token).await, hosted.repository().await);
-    let (Ok(known), Ok(repository)) = (facts.known, repository) else { return nothing(visitor) };
-    match gather::machine(&repository, &vm, ROWS).await {
-        Ok(snapshots) if !snapshots.is_empty() => {
-            page(StatusCode::OK, &machine_page(visitor, facts.name, vm, &known, &snapshots))
-        }
-        _ => nothing(visitor),
-    }
-}
-
-/// `snapshots` are the newest of the machine, newest first.
-fn machine_page(
-    visitor: Visitor,
-    repository: String,
-    vm: String,
-    known: &Known,
-    snapshots: &[Snapshot],
-) -> MachinePage {
+    let hosted = visible(&server, &visitor).filter(|_| visitor.token.covers_machine(&vm));
+    let Some(hosted) = hosted else { return nothing(visitor.around) };
     let Visitor { around, now_ms, .. } = visitor;
-    let kind = |snapshot| match () {
-        () if known.damaged.contains(snapshot) => Kind::Damaged,
-        () if known.protected.contains(snapshot) => Kind::Protected,
-        () => Kind::Plain,
-    };
-    let of_it = known.snapshots.iter().filter(|head| head.vm == vm);
-    let places: Vec<_> = of_it.map(|head| (head.time_ms, kind(&head.snapshot))).collect();
-    let now = Timestamp::now();
-    let days = places.first().map_or(7, |(oldest, _)| days_since(*oldest, now));
-    let figure = |name, value: String, note: String| Figure { name, value, note };
-    let newest = &snapshots[0];
-    let figures = vec![
-        figure(
-            "Snapshots",
-            places.len().to_string(),
-            places.first().map_or_else(String::new, |(oldest, _)| format!("since {}", moment(*oldest))),
-        ),
-        figure(
-            "Last backup",
-            ago(newest.time.as_milliseconds(), now_ms),
-            moment(newest.time.as_milliseconds()),
-        ),
-        figure(
-            "Disks",
-            bytes(newest.statistics.disk_bytes),
-            newest.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", "),
-        ),
-        figure("Last increment", bytes(newest.statistics.bytes_new), "new to the repository".to_owned()),
-    ];
-    let rows: Vec<Row> =
-        snapshots.iter().map(|snapshot| row(snapshot, kind(&snapshot.snapshot), now_ms)).collect();
-    MachinePage {
-        around,
-        link: shown::repository_link(&repository),
-        repository,
-        name: vm,
-        line: timeline(&places, days, now_ms),
-        figures,
-        more: places.len().saturating_sub(rows.len()),
-        rows,
-    }
-}
-
-fn row(snapshot: &Snapshot, kind: Kind, now_ms: i64) -> Row {
-    let (time, took) = (snapshot.time.as_milliseconds(), snapshot.statistics);
-    Row {
-        id: snapshot.snapshot.to_string(),
-        time: moment(time),
-        ago: ago(time, now_ms),
-        disks: count(snapshot.disks.len() as u64, "disk"),
-        size: bytes(took.disk_bytes),
-        read: bytes(took.bytes_read),
-        new: bytes(took.bytes_new),
-        uploaded: bytes(took.bytes_uploaded),
-        consistency: snapshot.consistency.as_str(),
-        kind: kind.class(),
+    match gather::machine(hosted, &vm, ROWS).await {
+        Ok(known) => match machine_page(&around, now_ms, hosted.name(), &vm, &known) {
+            Some(machine) => page(StatusCode::OK, &machine),
+            None => nothing(around),
+        },
+        // What is wrong with the repository.
+        Err(unavailable) => {
+            let facts = Facts { name: hosted.name().to_owned(), known: Err(unavailable) };
+            page(StatusCode::OK, &RepositoryPage { around, shown: shown(&facts, now_ms) })
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use underlay_store::catalog::SnapshotHead;
 use underlay_store::wire::Phase;
 
 use super::gather::{Facts, Known, Planned, Unavailable, Upkeep};
@@ -40,7 +39,7 @@ pub(super) struct Figure {
     pub(super) note: String,
 }
 
-fn figure(name: &'static str, value: impl Into<String>, note: impl Into<String>) -> Figure {
+pub(super) fn figure(name: &'static str, value: impl Into<String>, note: impl Into<String>) -> Figure {
     Figure { name, value: value.into(), note: note.into() }
 }
 
@@ -159,16 +158,10 @@ pub(super) fn shown(facts: &Facts, now_ms: i64) -> Shown {
             return Shown { problem: why.clone(), alarms, ..shown };
         }
     };
-    let kind = |head: &SnapshotHead| match () {
-        () if known.damaged.contains(&head.snapshot) => Kind::Damaged,
-        () if known.protected.contains(&head.snapshot) => Kind::Protected,
-        () => Kind::Plain,
-    };
-    let mut all: Vec<(i64, Kind)> = Vec::with_capacity(known.snapshots.len());
+    let all = known.snapshots.places();
     let mut by_machine: BTreeMap<&str, Vec<(i64, Kind)>> = BTreeMap::new();
-    for head in &known.snapshots {
-        all.push((head.time_ms, kind(head)));
-        by_machine.entry(&head.vm).or_default().push((head.time_ms, kind(head)));
+    for (head, place) in known.snapshots.heads.iter().zip(&all) {
+        by_machine.entry(&head.vm).or_default().push(*place);
     }
     shown.line = timeline(&all, DAYS, now_ms);
     shown.machines = by_machine.iter().map(|(vm, times)| machine(facts, known, vm, times, now_ms)).collect();
@@ -314,7 +307,7 @@ fn alarms(shown: &Shown, known: &Known, all: &[(i64, Kind)]) -> Vec<Alarm> {
         alarms.push(Alarm { what: shown.name.clone(), told, link: shown.link.clone() });
     }
     let mut judged: Vec<(&str, bool)> = Vec::new();
-    for entry in known.upkeep.iter().flat_map(|upkeep| &upkeep.runs) {
+    for entry in known.upkeep.iter().flat_map(Upkeep::lasting) {
         // Of each job, and of each kind that was asked for, only the last run that ended counts.
         if entry.state == Outcome::Running || judged.contains(&(entry.job.as_str(), entry.planned)) {
             continue;

@@ -1,7 +1,5 @@
 //! Snapshots on a line. Pure: where each mark stands, and what it says.
 
-use underlay_store::snapshot::Timestamp;
-
 use super::words::{day, moment};
 use crate::text::count;
 
@@ -86,8 +84,8 @@ fn mark(at: i64, group: &[(i64, Kind)]) -> Option<Mark> {
 }
 
 /// How many days a line must have to show all from `oldest_ms` on; at least a week.
-pub(super) fn days_since(oldest_ms: i64, now: Timestamp) -> i64 {
-    ((now.as_milliseconds() - oldest_ms) / DAY + 1).max(7)
+pub(super) fn days_since(oldest_ms: i64, now_ms: i64) -> i64 {
+    ((now_ms - oldest_ms) / DAY + 1).max(7)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The routes. All are built from two tables, and nobody reaches a repository but through [`dispatch`].
+//! The routes. All are built from three tables, and nobody reaches a repository but through [`dispatch`].
 
 mod answer;
 mod call;
@@ -33,7 +33,7 @@ pub use own::{Asker, OWN_ROUTES, OwnRoute};
 pub use table::{Machines, ROUTES, Route};
 
 use crate::connection::Connection;
-use crate::page;
+use crate::page::PAGES;
 use crate::server::Server;
 use crate::tokens::{Scope, Token};
 pub(crate) use answer::problem_answer;
@@ -53,6 +53,12 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
             async |State(server): State<Arc<Server>>, request: Request| (route.run)(server, request).await;
         router = router.route(route.path, get(handler));
     }
+    for page in PAGES {
+        let filter = MethodFilter::try_from(page.method.clone()).expect("the table has usual methods");
+        let handler =
+            async |State(server): State<Arc<Server>>, request: Request| (page.run)(server, request).await;
+        router = router.route(page.path, on(filter, handler));
+    }
     for route in ROUTES {
         let filter = MethodFilter::try_from(route.method.clone()).expect("the table has usual methods");
         let path = format!("{REPOSITORIES}{}", route.path);
@@ -66,7 +72,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
             };
         router = router.route(&path, on(filter, handler));
     }
-    page::add_to(router).fallback(unknown).method_not_allowed_fallback(unknown).with_state(server)
+    router.fallback(unknown).method_not_allowed_fallback(unknown).with_state(server)
 }
 
 /// A path or method that is none: nothing but that is told, and only to who has a token.

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use underlay_store::wire::kind;
 
 use super::answer::{document, problem_answer};
 use super::call::forbidden;
@@ -52,8 +53,8 @@ impl Asker {
     pub fn refuses(self) -> &'static [Refused] {
         match self {
             Self::Everyone => &[],
-            Self::Known => &[(401, "unauthorized")],
-            Self::Trusted(_) => &[(401, "unauthorized"), (403, "forbidden")],
+            Self::Known => &[(401, kind::UNAUTHORIZED)],
+            Self::Trusted(_) => &[(401, kind::UNAUTHORIZED), (403, kind::FORBIDDEN)],
         }
     }
 }

@@ -11,7 +11,7 @@ use underlay_store::id::{PackName, Root, SnapshotId};
 use underlay_store::key::slot::Slot;
 use underlay_store::snapshot::{Descriptor, Snapshot};
 use underlay_store::wire::{
-    JobRequest, JobStatus, ListedPack, NewRepository, OpenSession, OpenedSession, SignedRequest,
+    JobRequest, JobStatus, ListedPack, NewRepository, OpenSession, OpenedSession, SignedRequest, kind,
 };
 
 use super::answer::Refusal;
@@ -104,7 +104,7 @@ const SESSION: Refused = (409, "session");
 const SENT: [Refused; 2] = [(422, "damaged"), (422, "version")];
 const NO_SNAPSHOT: Refused = (404, "no-snapshot");
 /// Packs of the repository go through the server.
-const NOT_DIRECT: Refused = (409, "not-direct");
+const NOT_DIRECT: Refused = (409, kind::NOT_DIRECT);
 
 const RANGE: &[Query] = &[
     Query { name: "offset", required: true, meaning: "Where to begin, in bytes." },
@@ -213,6 +213,6 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/jobs/{job}", &[Maintain], All, jobs::status, "How a job stands, once there is news")
         .asks(SEEN)
         .gives(Json(of::<JobStatus>))
-        .refuses(&[(404, "no-job")]),
+        .refuses(&[(404, kind::NO_JOB)]),
     route!(DELETE "/jobs/{job}", &[Maintain], All, jobs::stop, "Stop a job"),
 ];

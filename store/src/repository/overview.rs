@@ -3,7 +3,7 @@
 use super::Repository;
 use crate::Result;
 use crate::catalog::{Catalog, Overview, SnapshotHead};
-use crate::id::{PackName, SnapshotId};
+use crate::id::SnapshotId;
 
 impl Repository {
     /// What is under way, and what was not read for long.
@@ -52,14 +52,6 @@ impl Repository {
     /// [`crate::Error::Catalog`].
     pub async fn disk_bytes(&self) -> Result<u64> {
         self.with_catalog(Catalog::disk_bytes).await
-    }
-
-    /// Bytes of a pack, as the catalog has it; `None` if it is not known there.
-    ///
-    /// # Errors
-    /// [`crate::Error::Catalog`].
-    pub async fn pack_size(&self, pack: PackName) -> Result<Option<u64>> {
-        self.with_catalog(move |catalog| catalog.pack_size(&pack)).await
     }
 
     /// Whether another host has taken the repository over, as far as this process has noticed.

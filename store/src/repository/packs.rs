@@ -106,4 +106,12 @@ impl Repository {
     pub async fn sign_read_pack(&self, name: PackName) -> Result<SignedRequest> {
         self.backend.sign_get(&names::pack(PackKind::Data, &name), READABLE_FOR).await
     }
+
+    /// Bytes of a pack, as the catalog has it; `None` if it is not known there.
+    ///
+    /// # Errors
+    /// [`crate::Error::Catalog`].
+    pub async fn pack_size(&self, pack: PackName) -> Result<Option<u64>> {
+        self.with_catalog(move |catalog| catalog.pack_size(&pack)).await
+    }
 }

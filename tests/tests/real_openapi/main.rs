@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode, header};
 use serde_json::{Value, json};
-use underlay_server::tokens::{NewToken, Scope, TokenFile};
+use underlay_server::tokens::{Scope, TokenFile};
 use underlay_store::snapshot::Timestamp;
 use underlay_tests::openapi::{self, Run};
 use underlay_tests::s3::S3Server;
-use underlay_tests::server::{NAME, ServerProgram};
+use underlay_tests::server::{NAME, ServerProgram, new_token};
 
 use ruined::{EMPTY, Ruined};
 
@@ -49,11 +49,9 @@ impl Described {
         let direct = if bucket.is_some() { "direct = true\n" } else { "" };
         let variables = bucket.map_or_else(Vec::new, |s3| s3.variables().to_vec());
         ServerProgram::configure(folder.path(), &location, "127.0.0.1:0", "insecure_http = true").unwrap();
-        let configuration = folder.path().join("server.toml");
-        let text = std::fs::read_to_string(&configuration).unwrap();
         let another =
             format!("\n[[repository]]\nname = {EMPTY:?}\nlocation = {:?}\n", folder.path().join("empty"));
-        std::fs::write(configuration, text + direct + &another).unwrap();
+        ServerProgram::configure_more(folder.path(), &format!("{direct}{another}")).unwrap();
         let server = ServerProgram::serve(folder.path(), &variables).unwrap();
         let client = Client::builder().no_proxy().build().unwrap();
         let mut described = Self { folder, server, client, document: Value::Null };
@@ -75,14 +73,7 @@ impl Described {
         machines: &str,
         expires: Option<Timestamp>,
     ) -> String {
-        let new = NewToken {
-            label: "test".to_owned(),
-            scopes: scopes.to_vec(),
-            repositories: vec![repository.to_owned()],
-            machines: vec![machines.to_owned()],
-            expires,
-        };
-        self.tokens().create(new).unwrap().1.expose().to_owned()
+        new_token(&self.tokens(), scopes, repository, machines, expires)
     }
 
     async fn ask(&self, method: &Method, path: &str, token: Option<&str>) -> (StatusCode, String) {

@@ -1,11 +1,11 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use underlay_store::catalog::{Overview, Totals};
+use underlay_store::catalog::{Overview, SnapshotHead, Totals};
 use underlay_store::id::{JobId, SnapshotId};
 use underlay_store::snapshot::{Statistics, Timestamp};
 
-use super::super::gather::Whole;
+use super::super::gather::{Snapshots, Whole};
 use super::*;
 
 const NOW: i64 = 1_795_000_000_000;
@@ -20,8 +20,8 @@ fn snapshot(number: u32, vm: &str, time_ms: i64) -> SnapshotHead {
 fn known(snapshots: Vec<SnapshotHead>) -> Known {
     let took = Statistics { disk_bytes: 10 << 30, bytes_new: 1 << 20, ..Statistics::default() };
     let newest = snapshots.iter().map(|head| (head.vm.clone(), took)).collect();
-    let (damaged, protected) = (BTreeSet::new(), BTreeSet::new());
-    Known { snapshots, newest, damaged, protected, whole: None, upkeep: None }
+    let snapshots = Snapshots { heads: snapshots, ..Snapshots::default() };
+    Known { snapshots, newest, whole: None, upkeep: None }
 }
 
 fn facts(known: Known) -> Facts {
@@ -46,7 +46,13 @@ fn entry(job: &str, kind: JobKind, state: Outcome, hours_ago: i64) -> Entry {
 }
 
 fn upkeep(runs: Vec<Entry>) -> Upkeep {
-    Upkeep { overview: Overview::default(), planned: Vec::new(), runs, phases: BTreeMap::new() }
+    let planned = ["gc", "scrub"].map(|job| Planned {
+        job: job.to_owned(),
+        kind: "gc",
+        when: "every day".to_owned(),
+        next: Timestamp::from_milliseconds(NOW + HOUR).unwrap(),
+    });
+    Upkeep { overview: Overview::default(), planned: planned.into(), runs, phases: BTreeMap::new() }
 }
 
 fn alarms(facts: &Facts) -> Vec<String> {
@@ -79,10 +85,10 @@ fn the_last_run_of_each_job_counts_and_damage_comes_first() {
         entry("scrub", JobKind::Scrub, Outcome::Done, 1),
         entry("gc", JobKind::Gc, Outcome::Failed, 2),
         entry("scrub", JobKind::Scrub, Outcome::Damaged, 3),
-        entry("check", JobKind::Check, Outcome::Stopped, 4),
+        entry("check", JobKind::Check, Outcome::Failed, 4),
     ];
     let mut known = known(vec![snapshot(1, "vm", NOW - HOUR), snapshot(2, "vm", NOW)]);
-    known.damaged.insert(snapshot(1, "", 0).snapshot);
+    known.snapshots.damaged.insert(snapshot(1, "", 0).snapshot);
     known.upkeep = Some(upkeep(runs));
     let facts = facts(known);
     assert_eq!(alarms(&facts), ["vms: 1 snapshot lost data", "vms / gc: failed: so it was"]);
