@@ -25,6 +25,8 @@ use crate::state::{Memos, state_directory};
 ///
 /// With --domain or --all: domains of libvirt, running or not. Their disks are frozen at one moment, read, and given back.
 ///
+/// With --instance or --all-instances: instances of OpenStack Nova on this host, which Nova locks meanwhile, if it can be asked.
+///
 /// With images: files that nobody writes meanwhile. Stop the machine, or freeze its disks with an external snapshot and give the
 /// frozen files.
 ///
@@ -33,21 +35,23 @@ use crate::state::{Memos, state_directory};
 #[command(after_help = "Examples:\n  underlay backup --domain web\n  \
                         underlay backup --all --parallel 2\n  \
                         underlay backup --domain db --require-quiesce --exclude-disk vdc --dry-run\n  \
+                        underlay backup --instance 6f0a7c1e-5a0b-4c8e-9a55-0d9b3f6f3b6e --os-cloud home\n  \
                         underlay backup --vm web /vm/web.qcow2\n  \
                         underlay backup --vm db vda=/vm/db.qcow2 vdb=/vm/db-data.raw\n  \
                         underlay backup --vm web --allow-dir /vm/base /vm/web.qcow2")]
 pub(super) struct Backup {
     /// The machine's name in the repository; without it, the domain's own
-    #[arg(long, value_name = "NAME", required_unless_present_any = ["domain", "all"], conflicts_with = "all")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["domain", "all", "instance", "all_instances"], conflicts_with = "all")]
     vm: Option<String>,
     /// Its disks, as PATH or DISK=PATH; without names they are vda, vdb, …
-    #[arg(required_unless_present_any = ["domain", "all"], conflicts_with_all = ["domain", "all"],
+    #[arg(required_unless_present_any = ["domain", "all", "instance", "all_instances"],
+          conflicts_with_all = ["domain", "all", "instance", "all_instances"],
           value_name = "[DISK=]IMAGE")]
     images: Vec<OsString>,
     #[command(flatten)]
     domains: DomainOptions,
     /// Format of the images; without it, by their endings .qcow2 and .raw, never by their content
-    #[arg(long, value_enum, conflicts_with_all = ["domain", "all"])]
+    #[arg(long, value_enum, conflicts_with_all = ["domain", "all", "instance", "all_instances"])]
     format: Option<ImageFormat>,
     /// A directory in which files named inside images may lie, besides the image's own
     #[arg(long, value_name = "DIR")]

@@ -12,13 +12,14 @@ use underlay_store::snapshot::validate;
 
 use super::App;
 use super::backup::{Backup, host_name, lines};
+use super::backup_instance::{Instance, InstanceOptions};
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::text::{say, warn};
 use crate::domain::{
     CaptureImages, DomainOutcome, Hands, Intent, Lifecycle, LocalLayers, Observer, Patience, Quiesce,
     Strategy, Wishes,
 };
-use crate::hypervisor::{Hypervisor, Virsh};
+use crate::hypervisor::{Hypervisor, NovaInstance, Virsh};
 use crate::state::{FileJournal, state_directory};
 
 /// How to reach libvirt.
@@ -39,6 +40,8 @@ pub(super) struct DomainOptions {
     /// All domains that the hypervisor has, running or not
     #[arg(long, conflicts_with = "domain")]
     all: bool,
+    #[command(flatten)]
+    instances: InstanceOptions,
     #[command(flatten)]
     connection: Connection,
     /// How running domains are frozen and given back; without it rotate, or pivot for those that OpenStack Nova manages
@@ -89,6 +92,10 @@ impl Host {
         }
     }
 
+    pub fn virsh(&self) -> &Virsh {
+        &self.virsh
+    }
+
     pub fn lifecycle<'a>(&'a self, observer: &'a dyn Observer, progress: &'a dyn Progress) -> Lifecycle<'a> {
         let hands = Hands::new(&self.virsh, &self.layers, &self.journal, observer);
         Lifecycle { hands, progress, patience: Patience::default() }
@@ -98,7 +105,7 @@ impl Host {
 impl DomainOptions {
     /// Whether domains are to be backed up.
     pub fn are_wanted(&self) -> bool {
-        self.all || !self.domain.is_empty()
+        self.all || !self.domain.is_empty() || self.instances.are_wanted()
     }
 
     pub fn run(&self, app: &App, backup: &Backup) -> Result<(), Failure> {
@@ -113,7 +120,11 @@ impl DomainOptions {
     }
 
     fn names(&self, host: &Host, backup: &Backup) -> Result<Vec<String>, Failure> {
-        let mut names = if self.all { host.virsh.domains()? } else { self.domain.clone() };
+        let mut names = match self.all {
+            _ if self.instances.are_wanted() => self.instances.domains(host)?,
+            true => host.virsh.domains()?,
+            false => self.domain.clone(),
+        };
         let mut seen = std::collections::BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));
         match (backup.vm(), names.as_slice()) {
@@ -172,13 +183,9 @@ impl DomainOptions {
         // Bars of several at a time would only overwrite each other.
         let progress: &dyn Progress =
             if self.parallel > 1 && names.len() > 1 { &quiet } else { &*app.progress };
-        let capture = CaptureImages {
-            environment: destination.environment(app, progress),
-            options: &options,
-            access: &access,
-            vm: backup.vm(),
-            hypervisor: self.connection.connect.as_deref(),
-            host: &host_name,
+        let instances = match self.instances.are_wanted() {
+            true => Some(self.instances.prepare(app)?),
+            false => None,
         };
         let lifecycle = host.lifecycle(&*app.observer, progress);
         let (wishes, quiesce) = (self.wishes()?, self.quiesce());
@@ -189,12 +196,28 @@ impl DomainOptions {
             loop {
                 let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some((at, domain)) = next.filter(|_| !app.cancel.load(Ordering::Relaxed)) else { break };
-                let mut result = Self::check_name(backup, &domain).and_then(|()| {
-                    lifecycle.backup(&domain, &wishes, quiesce, &capture).map_err(Failure::from)
-                });
-                let unfinished =
-                    result.as_mut().ok().and_then(|done| done.unfinished.take()).map(Failure::from);
-                let attempt = Attempt { domain, result, unfinished };
+                let one = |vm: Option<&str>, instance: Option<&NovaInstance>, wishes: &Wishes| {
+                    let capture = CaptureImages {
+                        environment: destination.environment(app, progress),
+                        options: &options,
+                        access: &access,
+                        vm,
+                        instance,
+                        hypervisor: self.connection.connect.as_deref(),
+                        host: &host_name,
+                    };
+                    lifecycle.backup(&domain, wishes, quiesce, &capture).map_err(Failure::from)
+                };
+                let result = match &instances {
+                    None => Self::check_name(backup, &domain)
+                        .and_then(|()| Ok((one(backup.vm(), None, &wishes)?, None))),
+                    Some(instances) => Instance::of(host, &domain).and_then(|instance| {
+                        let (vm, wishes) =
+                            (backup.vm().unwrap_or(&instance.uuid), instance.without_volumes(&wishes));
+                        instances.guarded(&instance.uuid, |known| one(Some(vm), known, &wishes))
+                    }),
+                };
+                let attempt = Attempt::new(domain, result);
                 done.lock().unwrap_or_else(PoisonError::into_inner).push((at, attempt));
             }
         };
@@ -214,8 +237,11 @@ impl DomainOptions {
         let mut failures = Vec::new();
         let mut intents = Vec::new();
         for name in names {
-            let intent = Self::check_name(backup, name)
-                .and_then(|()| lifecycle.intent(name, &wishes).map_err(Failure::from));
+            let wishes = match self.instances.are_wanted() {
+                true => Instance::of(host, name).map(|instance| instance.without_volumes(&wishes)),
+                false => Self::check_name(backup, name).map(|()| wishes.clone()),
+            };
+            let intent = wishes.and_then(|wishes| lifecycle.intent(name, &wishes).map_err(Failure::from));
             match intent {
                 Ok(intent) => intents.push(intent),
                 Err(failure) => failures.push((name, failure)),
@@ -298,6 +324,17 @@ fn end(mut failures: Vec<Failure>, total: usize, unfinished: usize) -> Result<()
 }
 
 impl Attempt {
+    /// The second part of a success is what its caller could not do.
+    fn new(domain: String, result: Result<(DomainOutcome, Option<Failure>), Failure>) -> Self {
+        match result {
+            Err(failure) => Self { domain, result: Err(failure), unfinished: None },
+            Ok((mut done, left)) => {
+                let unfinished = done.unfinished.take().map(Failure::from).or(left);
+                Self { domain, result: Ok(done), unfinished }
+            }
+        }
+    }
+
     fn document(&self) -> Value {
         match &self.result {
             Err(failure) => failure.document(&self.domain),

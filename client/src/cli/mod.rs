@@ -2,7 +2,9 @@
 
 mod backup;
 mod backup_domain;
+mod backup_instance;
 mod check;
+mod cloud;
 mod forget;
 mod gc;
 mod holes;
@@ -19,6 +21,7 @@ mod repair;
 mod report;
 mod restore;
 mod restore_domain;
+mod restore_image;
 mod show;
 mod target_path;
 mod text;
@@ -295,6 +298,11 @@ mod tests {
             "underlay repair descriptor --key-file /k",
             "underlay restore web@latest --to /x --allow-holes",
             "underlay key add --holds backup --label office",
+            "underlay backup --instance u --instance v --os-cloud home --parallel 2 --exclude-disk vdb",
+            "underlay backup --instance u --vm web --no-api",
+            "underlay backup --all-instances",
+            "underlay restore web@latest --to-glance web --disk vda --format raw --json",
+            "underlay restore web@latest --to-glance web --boot web-2 --flavor m1 --network none",
             "underlay key paper /file",
             "underlay list --repo https://host:7443/vms --token-file /t --server-fingerprint sha256:00 --allow-http",
         ] {
@@ -320,6 +328,13 @@ mod tests {
             "underlay restore web@latest",
             "underlay restore --to /x",
             "underlay restore web@latest --to /x --format vmdk",
+            "underlay restore web@latest --to /x --to-glance web",
+            "underlay restore web@latest --boot web",
+            "underlay restore web@latest --to-glance web --flavor m1",
+            "underlay restore web@latest --to-glance web --force",
+            "underlay backup --instance u --domain web",
+            "underlay backup --all-instances --vm web",
+            "underlay backup --instance u /web.qcow2",
             "underlay restore web@latest --define",
             "underlay restore web@latest --to /x --name new",
             "underlay restore web@latest --to /x --new-identity",

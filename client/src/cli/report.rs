@@ -11,6 +11,7 @@ use crate::backup::BackupError;
 use crate::domain::DomainError;
 use crate::hypervisor::{DefineError, HypervisorError};
 use crate::image::ImageError;
+use crate::openstack::OpenStackError;
 use crate::restore::RestoreError;
 
 pub(super) const DONE: u8 = 0;
@@ -192,6 +193,17 @@ impl From<DomainError> for Failure {
                 Self::new(code, chain(&other), other.hint())
             }
         }
+    }
+}
+
+impl From<OpenStackError> for Failure {
+    fn from(error: OpenStackError) -> Self {
+        let code = match &error {
+            OpenStackError::Interrupted => INTERRUPTED,
+            OpenStackError::Credentials { .. } => USAGE,
+            _ => FAILED,
+        };
+        Self::new(code, chain(&error), error.hint().map(str::to_owned))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 use underlay_store::id::SnapshotId;
 use underlay_store::repository::Access;
@@ -14,11 +14,12 @@ use super::App;
 use super::holes;
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::restore_domain::{Attempt, DefineOptions, keeps_firmware_variables};
-use super::target_path::{absolute, is_device, is_raw_by_name};
+use super::restore_image::ImageOptions;
+use super::target_path::{TargetFormat, absolute, is_device, is_raw_by_name};
 use super::text::{count, say, size, warn};
 use crate::domain::kept::NVRAM_DISK;
 use crate::restore::{
-    DiskOutput, Environment, Hole, OutputFormat, RestoreOptions, RestoreStatistics, StreamOutput,
+    DiskOutput, Environment, Hole, OutputFormat, Qcow2Plan, RestoreOptions, RestoreStatistics, StreamOutput,
     create_output, restore, restore_with_holes,
 };
 
@@ -35,17 +36,18 @@ use crate::restore::{
                         underlay restore web@2026-11-23T17 --to /vm/restored/\n  \
                         underlay restore web@latest --to /vm/web-copy --define --name web-copy\n  \
                         underlay restore 5f3a9c --disk vdb --to /dev/vg/data --format raw --force\n  \
-                        underlay restore web@latest --to - | ssh host 'cat >web.raw'")]
+                        underlay restore web@latest --to - | ssh host 'cat >web.raw'\n  \
+                        underlay restore web@latest --to-glance web-restored --boot web-2")]
 pub(super) struct Restore {
     /// VM@latest, VM@2026-11-23T17 (the beginning of its time), or the beginning of its id
     snapshot: String,
     /// Only this disk
     #[arg(long)]
     disk: Option<String>,
-    /// A file, a folder, a block device, or - for raw bytes on stdout
-    #[arg(long, value_name = "PATH")]
-    to: PathBuf,
-    /// Without it, by the ending of PATH: .raw, .img and .fd are raw, all else is qcow2; a device is raw
+    /// A file, a folder, a block device, or - for stdout
+    #[arg(long, value_name = "PATH", required_unless_present = "to_glance")]
+    to: Option<PathBuf>,
+    /// Without it, by the ending of PATH: .raw, .img and .fd are raw, all else is qcow2; a device and stdout are raw
     #[arg(long, value_enum)]
     format: Option<TargetFormat>,
     /// Overwrite what is there
@@ -57,15 +59,8 @@ pub(super) struct Restore {
     allow_holes: bool,
     #[command(flatten)]
     domain: DefineOptions,
-}
-
-/// Formats that can be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum TargetFormat {
-    /// The disk's bytes, with holes where there are zeros
-    Raw,
-    /// qcow2 version 3
-    Qcow2,
+    #[command(flatten)]
+    image: ImageOptions,
 }
 
 /// A disk, and where it goes.
@@ -85,6 +80,10 @@ struct Written<'a> {
 
 impl Restore {
     pub fn run(self, app: &App) -> Result<(), Failure> {
+        if self.image.is_wanted() {
+            let format = self.format.map_or(OutputFormat::Qcow2, TargetFormat::output);
+            return self.image.run(app, &self.snapshot, self.disk.as_deref(), format);
+        }
         match self.to_stdout() {
             true => self.restore(app).map_err(Failure::keep_stdout_clean),
             false => self.restore(app),
@@ -112,7 +111,7 @@ impl Restore {
             private => private.ok().flatten(),
         };
         let folder = self.folder()?;
-        let place = folder.as_deref().unwrap_or(&self.to);
+        let place = folder.as_deref().unwrap_or(self.to());
         let targets = self.targets(place, folder.is_some(), &snapshot.disks, private.as_ref())?;
         let domain = match self.domain.is_wanted() {
             true => Some(self.domain.prepare(app, snapshot, private.as_ref(), &targets)?),
@@ -129,7 +128,7 @@ impl Restore {
                 true => holes::incomplete(&target.path, self.force)?,
                 false => target.path.clone(),
             };
-            Ok((self.output(&target, &under)?, target, under))
+            Ok((self.output(&environment, &target, &under)?, target, under))
         });
         let begun = begun.collect::<Result<Vec<_>, Failure>>()?;
         let mut written = Vec::new();
@@ -183,28 +182,33 @@ impl Restore {
     /// Refuses what can be refused without looking into the repository.
     fn check(&self) -> Result<(), Failure> {
         self.domain.check()?;
-        if self.domain.is_wanted() && (self.to_stdout() || self.to.exists() && !self.to.is_dir()) {
-            let to = self.to.display();
+        if self.domain.is_wanted() && (self.to_stdout() || self.to().exists() && !self.to().is_dir()) {
+            let to = self.to().display();
             return Err(Failure::usage(format!("{to} is no folder, and a domain's disks need one"))
                 .hint("give --define a folder: --to FOLDER"));
         }
         Ok(())
     }
 
+    /// Where it goes; nowhere if it becomes an image.
+    fn to(&self) -> &Path {
+        self.to.as_deref().unwrap_or(Path::new(""))
+    }
+
     fn to_stdout(&self) -> bool {
-        self.to.as_os_str() == "-"
+        self.to().as_os_str() == "-"
     }
 
     /// The folder that disks go to, whether it is there or not; `None` if they go elsewhere. A domain's is an absolute path.
     fn folder(&self) -> Result<Option<PathBuf>, Failure> {
-        let named_as_folder = self.to.as_os_str().as_bytes().ends_with(b"/");
+        let named_as_folder = self.to().as_os_str().as_bytes().ends_with(b"/");
         if self.domain.is_wanted() {
-            let absolute = absolute(&self.to);
-            let failed = |error| Failure::failed(format!("cannot use {}", self.to.display()), error);
+            let absolute = absolute(self.to());
+            let failed = |error| Failure::failed(format!("cannot use {}", self.to().display()), error);
             return absolute.map(Some).map_err(failed);
         }
-        let is_folder = named_as_folder || self.to.is_dir() && !self.to_stdout();
-        Ok(is_folder.then(|| self.to.clone()))
+        let is_folder = named_as_folder || self.to().is_dir() && !self.to_stdout();
+        Ok(is_folder.then(|| self.to().to_owned()))
     }
 
     /// Which disks go where.
@@ -251,28 +255,34 @@ impl Restore {
 
     fn format_of(&self, path: &Path) -> OutputFormat {
         match self.format {
-            Some(TargetFormat::Raw) => OutputFormat::Raw,
-            Some(TargetFormat::Qcow2) => OutputFormat::Qcow2,
+            Some(format) => format.output(),
             None if is_raw_by_name(path) || is_device(path) => OutputFormat::Raw,
             None => OutputFormat::Qcow2,
         }
     }
 
-    fn output(&self, target: &Target<'_>, under: &Path) -> Result<Box<dyn DiskOutput>, Failure> {
-        let size = target.disk.root.size;
+    fn output(
+        &self,
+        environment: &Environment<'_>,
+        target: &Target<'_>,
+        under: &Path,
+    ) -> Result<Box<dyn DiskOutput>, Failure> {
+        let root = target.disk.root;
         if self.to_stdout() {
-            if self.format == Some(TargetFormat::Qcow2) {
-                return Err(
-                    Failure::usage("qcow2 cannot be written to stdout").hint("use --format raw, or a file")
-                );
-            }
             if std::io::stdout().is_terminal() {
                 return Err(Failure::usage("a disk is not written to a terminal")
                     .hint("give a file, or pipe stdout into something"));
             }
-            return Ok(Box::new(StreamOutput::new(std::io::stdout(), "stdout", size)));
+            let stdout = std::io::stdout();
+            return Ok(match self.format {
+                Some(TargetFormat::Qcow2) => {
+                    let plan = Qcow2Plan::read(environment, root, Path::new("stdout"))?;
+                    Box::new(plan.begin(stdout, "stdout")?)
+                }
+                _ => Box::new(StreamOutput::new(stdout, "stdout", root.size)),
+            });
         }
-        Ok(create_output(under, target.format, size, self.force)?)
+        Ok(create_output(under, target.format, root.size, self.force)?)
     }
 
     /// Tells what was written, and what could not be.

@@ -3,6 +3,29 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+
+use crate::restore::OutputFormat;
+
+/// Formats that can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TargetFormat {
+    /// The disk's bytes, with holes where there are zeros
+    Raw,
+    /// qcow2 version 3
+    Qcow2,
+}
+
+impl TargetFormat {
+    /// What the outputs call it.
+    pub fn output(self) -> OutputFormat {
+        match self {
+            Self::Raw => OutputFormat::Raw,
+            Self::Qcow2 => OutputFormat::Qcow2,
+        }
+    }
+}
+
 /// Whether a disk of this name is raw unless said otherwise.
 pub(super) fn is_raw_by_name(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "raw" || ending == "img" || ending == "fd")

@@ -9,11 +9,11 @@ use underlay_store::id::RepositoryId;
 use underlay_store::snapshot::{PrivateImage, PrivateMetadata};
 
 use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
-use crate::hypervisor::Backing;
+use crate::hypervisor::{Backing, NovaInstance};
 use crate::image::{Chain, OpenOptions};
 
 use super::DomainError;
-use super::kept::{KeptDisk, KeptDomain, NVRAM_DISK};
+use super::kept::{KeptDisk, KeptDomain, NVRAM_DISK, put_instance};
 use super::layers::image_format;
 use super::run::{Capture, Frozen};
 
@@ -38,6 +38,8 @@ pub struct CaptureImages<'a> {
     pub access: &'a ImageAccess,
     /// The VM's name in the repository; `None` is the domain's.
     pub vm: Option<&'a str>,
+    /// What Nova's interface says of it, to be kept; `None` keeps what its definition says, if it is an instance.
+    pub instance: Option<&'a NovaInstance>,
     /// The hypervisor's URI, to be kept.
     pub hypervisor: Option<&'a str>,
     /// This host's name, to be kept.
@@ -76,6 +78,9 @@ impl Capture for CaptureImages<'_> {
         let mut private =
             PrivateMetadata { host: self.host.to_owned(), images, ..PrivateMetadata::default() };
         self.kept(frozen, variables.map(|(_, path)| path))?.put(&mut private);
+        if let Some(instance) = self.instance.or(frozen.domain.instance()) {
+            put_instance(instance, &mut private);
+        }
         let vm = self.vm.unwrap_or(&frozen.domain.name).to_owned();
         let job = Job { vm, disks, consistency: frozen.consistency, private };
         Ok(backup(&self.environment, job, self.options)?)

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use underlay_store::snapshot::PrivateMetadata;
 
+use crate::hypervisor::NovaInstance;
+
 /// Name under which it lies in the private metadata.
 const FIELD: &str = "domain";
+/// Name under which an instance of Nova lies there.
+const INSTANCE: &str = "instance";
 
 /// Name of the snapshot's disk that holds the firmware's variables. No disk of a domain can have it: libvirt's targets are
 /// letters and digits that begin with the bus.
@@ -58,4 +62,18 @@ impl KeptDomain {
     pub fn find(metadata: &PrivateMetadata) -> Result<Option<Self>, serde_json::Error> {
         metadata.extra.get(FIELD).map(|value| serde_json::from_value(value.clone())).transpose()
     }
+}
+
+/// Puts an instance of Nova into a snapshot's metadata.
+pub fn put_instance(instance: &NovaInstance, metadata: &mut PrivateMetadata) {
+    let value = serde_json::to_value(instance).expect("an instance serializes");
+    metadata.extra.insert(INSTANCE.to_owned(), value);
+}
+
+/// Finds an instance of Nova in a snapshot's metadata; `None` if that snapshot was made of something else.
+///
+/// # Errors
+/// The reason, if another version of underlay wrote it in a way that this one does not understand.
+pub fn find_instance(metadata: &PrivateMetadata) -> Result<Option<NovaInstance>, serde_json::Error> {
+    metadata.extra.get(INSTANCE).map(|value| serde_json::from_value(value.clone())).transpose()
 }

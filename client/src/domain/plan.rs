@@ -13,6 +13,8 @@ use super::steps::FreeSpace;
 const MARK: &str = ".underlay-";
 /// Bytes of a file's name that an overlay's name keeps.
 const LONGEST_STEM: usize = 120;
+/// What Nova calls its configuration drive.
+const CONFIG_DRIVE: &str = "disk.config";
 /// Room for an overlay: this share of the disk's size, within bounds, in bytes.
 const SPACE_SHARE: u64 = 10;
 const LEAST_SPACE: u64 = 64 << 20;
@@ -40,7 +42,7 @@ pub(super) struct Facts {
 }
 
 /// What will be read, and of which definition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Selection {
     /// Disks to back up, in the order of the definition.
     pub disks: Vec<SelectedDisk>,
@@ -48,6 +50,8 @@ pub(super) struct Selection {
     pub excluded: Vec<String>,
     /// Disks left out because nothing of the guest's is on them.
     pub skipped: Vec<String>,
+    /// Disks that are read and never frozen, for nobody writes to them.
+    pub still: Vec<SelectedDisk>,
 }
 
 /// A disk to back up.
@@ -77,9 +81,13 @@ pub(super) fn select(
             &format!("its disks are {}", targets.join(", ")),
         ));
     }
-    let mut selection = Selection { disks: Vec::new(), excluded: Vec::new(), skipped: Vec::new() };
+    let mut selection = Selection::default();
     for disk in &definition.disks {
         let removable = matches!(disk.kind, DiskKind::Cdrom | DiskKind::Floppy);
+        if definition.nova.is_some() && is_config_drive(disk) && !exclude.contains(&disk.target) {
+            selection.still.push(selected(domain, disk)?);
+            continue;
+        }
         if removable || disk.source == Source::Empty {
             continue;
         }
@@ -95,6 +103,12 @@ pub(super) fn select(
         true => Err(refuse("it has no disk to back up".into(), "`virsh domblklist` shows its disks")),
         false => Ok(selection),
     }
+}
+
+/// Whether it is the CD-ROM by which Nova tells an instance what it is to be: it belongs to the instance, unlike any other.
+fn is_config_drive(disk: &DomainDisk) -> bool {
+    let name = disk.source.path().and_then(Path::file_name);
+    disk.kind == DiskKind::Cdrom && name.is_some_and(|name| name == CONFIG_DRIVE)
 }
 
 fn selected(domain: &str, disk: &DomainDisk) -> Result<SelectedDisk, DomainError> {
@@ -169,9 +183,7 @@ pub(super) fn guard(domain: &Domain, facts: &Facts, wishes: &Wishes) -> Result<S
             "remove them with `virsh checkpoint-delete`, or back it up while it is shut down",
         );
     }
-    let managed = domain.current()?.managed_by_nova
-        || domain.inactive.as_ref().is_some_and(|definition| definition.managed_by_nova);
-    let strategy = match (wishes.strategy, managed) {
+    let strategy = match (wishes.strategy, domain.instance().is_some()) {
         (Some(Strategy::Rotate), true) => {
             return refuse(
                 "OpenStack Nova manages it and would start it from its original file".into(),

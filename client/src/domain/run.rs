@@ -339,7 +339,7 @@ fn frozen<'a>(
     selection: &'a Selection,
     consistency: Consistency,
 ) -> Frozen<'a> {
-    let disks = selection.disks.iter().map(|disk| FrozenChain {
+    let disks = selection.disks.iter().chain(&selection.still).map(|disk| FrozenChain {
         target: disk.target.clone(),
         bus: disk.bus.clone(),
         layer: disk.active.clone(),

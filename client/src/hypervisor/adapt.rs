@@ -24,7 +24,8 @@ use std::path::{Path, PathBuf};
 use roxmltree::{Document, Node};
 
 use super::edit::{Edits, escaped, is_expressible};
-use super::parse::{child, elements, is, is_novas};
+use super::nova::is_novas;
+use super::parse::{child, elements, is};
 use super::{Backing, HypervisorError};
 
 /// What is to change in a definition.

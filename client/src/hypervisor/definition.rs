@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::HypervisorError;
+use super::nova::NovaInstance;
 use super::parse;
 
 /// A domain's definition.
@@ -16,8 +17,8 @@ pub struct Definition {
     pub agent: Agent,
     /// UEFI firmware, if it boots with one.
     pub firmware: Option<Firmware>,
-    /// The definition carries OpenStack Nova's metadata: Nova regenerates it whenever it likes.
-    pub managed_by_nova: bool,
+    /// What OpenStack Nova says of it: Nova regenerates the definition whenever it likes.
+    pub nova: Option<NovaInstance>,
 }
 
 impl Definition {

@@ -8,6 +8,7 @@ mod define;
 mod definition;
 mod edit;
 mod error;
+mod nova;
 mod parse;
 mod program;
 mod redirect;
@@ -20,6 +21,7 @@ pub use adapt::{Adaptation, Adapted, RestoredAs, adapt};
 pub use define::{DefineError, define_new, ensure_free};
 pub use definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
 pub use error::HypervisorError;
+pub use nova::{NovaFlavor, NovaInstance};
 pub use redirect::redirect;
 pub use virsh::Virsh;
 
@@ -51,6 +53,11 @@ impl Domain {
             .as_ref()
             .or(self.inactive.as_ref())
             .ok_or_else(|| HypervisorError::NoDefinition { domain: self.name.clone() })
+    }
+
+    /// The instance that it is, if OpenStack Nova made it.
+    pub fn instance(&self) -> Option<&NovaInstance> {
+        self.live.iter().chain(&self.inactive).find_map(|definition| definition.nova.as_ref())
     }
 
     /// Whether either definition names the file as a layer of any disk.

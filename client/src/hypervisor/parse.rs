@@ -9,11 +9,10 @@ use roxmltree::{Document, Node};
 
 use super::HypervisorError;
 use super::definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
+use super::nova::{instance, is_novas};
 
 /// The port of QEMU's guest agent.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
-/// Nova's namespace, without its version.
-const NOVA: &str = "http://openstack.org/xmlns/libvirt/nova/";
 
 /// Who a definition is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +49,7 @@ pub(super) fn definition(domain: &str, xml: &str) -> Result<Definition, Hypervis
         disks: of_kind("disk").map(disk).collect::<Result<_, _>>().map_err(fail)?,
         agent: of_kind("channel").find_map(agent).unwrap_or(Agent::Absent),
         firmware: child(root, "os").and_then(firmware),
-        managed_by_nova: child(root, "metadata").iter().flat_map(elements).any(is_novas),
+        nova: child(root, "metadata").iter().flat_map(elements).find(|part| is_novas(*part)).map(instance),
     })
 }
 
@@ -174,10 +173,6 @@ fn firmware(os: Node) -> Option<Firmware> {
     }
     let flash = loader.is_some_and(|loader| loader.attribute("type") == Some("pflash"));
     (flash || os.attribute("firmware") == Some("efi")).then_some(Firmware { nvram: None })
-}
-
-pub(super) fn is_novas(metadata: Node) -> bool {
-    metadata.tag_name().namespace().is_some_and(|namespace| namespace.starts_with(NOVA))
 }
 
 /// The first child of that name; libvirt's own elements have no namespace.

@@ -10,12 +10,14 @@
 //! | [`Qcow2File`] | a flattened image of version 3 | any | unallocated clusters |
 //! | [`BlockDevice`] | an existing device, overwritten | any | really zeroed |
 //! | [`StreamOutput`] | a pipe | ascending | filled in |
+//! | [`Qcow2Stream`] | a flattened image into a pipe | ascending | unallocated clusters |
 //! | [`VerifyOutput`] | nothing: for reading without keeping | any | none |
 //!
 //! Files grow under a temporary name and take their own only when they are whole and on disk: a restore that fails or is
 //! stopped leaves no half image behind.
 
 mod affected;
+mod allocation;
 mod damage;
 mod decode;
 mod device;
@@ -47,7 +49,7 @@ pub use device::BlockDevice;
 pub use error::RestoreError;
 pub use execute::{Environment, RestoreOptions, RestoreStatistics, restore, restore_with_holes};
 pub use private_file::PrivateFile;
-pub use qcow2::Qcow2File;
+pub use qcow2::{Qcow2File, Qcow2Plan, Qcow2Stream};
 pub use raw::RawFile;
 pub use stream::StreamOutput;
 pub use target::{OutputFormat, create_output};

@@ -22,7 +22,7 @@ fn overlays_of_another_state_folder_are_told_once() {
         below: vec![layer("/vm/web.vda.underlay-1.qcow2"), layer("/vm/web.qcow2")],
         on_device: false,
     };
-    let selection = Selection { disks: vec![disk], excluded: Vec::new(), skipped: Vec::new() };
+    let selection = Selection { disks: vec![disk], ..Selection::default() };
     let mut record = DomainRecord::new("web", "1", "test:///double");
     let told = changes(&record, &selection);
     assert!(told.len() == 1 && told[0].contains("underlay-2.qcow2, /vm/web.vda.underlay-1"), "{told:?}");

@@ -118,7 +118,7 @@ fn a_running_domain_is_read() {
     let definition = read(RUNNING);
     assert_eq!(definition.xml, RUNNING);
     assert_eq!(definition.agent, Agent::Connected);
-    assert!(!definition.managed_by_nova);
+    assert!(definition.nova.is_none());
     let nvram = definition.firmware.as_ref().and_then(|firmware| firmware.nvram.as_deref());
     assert_eq!(nvram, Some(Path::new("/var/lib/libvirt/qemu/nvram/web & co_VARS.fd")));
     let subject = subject("web", RUNNING).unwrap();
@@ -292,7 +292,7 @@ fn firmware_with_variables_is_found() {
 #[test]
 fn novas_domains_are_recognised_by_their_namespace() {
     let with =
-        |metadata: &str| read(&format!("<domain><metadata>{metadata}</metadata></domain>")).managed_by_nova;
+        |metadata: &str| read(&format!("<domain><metadata>{metadata}</metadata></domain>")).nova.is_some();
     for version in ["1.0", "1.1"] {
         let uri = format!("http://openstack.org/xmlns/libvirt/nova/{version}");
         assert!(with(&format!("<nova:instance xmlns:nova='{uri}'><nova:name>x</nova:name></nova:instance>")));
@@ -300,7 +300,7 @@ fn novas_domains_are_recognised_by_their_namespace() {
     }
     assert!(!with("<nova:instance xmlns:nova='http://example.org/nova/1.1'/>"));
     assert!(!with("<nova>http://openstack.org/xmlns/libvirt/nova/1.1</nova>"));
-    assert!(!read("<domain/>").managed_by_nova);
+    assert!(read("<domain/>").nova.is_none());
 }
 
 #[test]

@@ -116,7 +116,8 @@ fn take(next: &mut u32) -> io::Result<u32> {
 }
 
 fn store(table: &Table, at: u32, file: &File) -> io::Result<()> {
-    let bytes: Vec<u8> = table.clusters.iter().flat_map(|&cluster| entry(cluster).to_be_bytes()).collect();
+    let bytes: Vec<u8> =
+        table.clusters.iter().flat_map(|&cluster| entry(u64::from(cluster)).to_be_bytes()).collect();
     file.write_all_at(&bytes, u64::from(at) * CLUSTER)
 }
 

@@ -4,8 +4,8 @@ use super::super::testing::{Disk, names};
 use super::*;
 
 /// Reads an image by the letter of the format, and proves that every cluster is used once and counted once.
-struct Image {
-    bytes: Vec<u8>,
+pub(super) struct Image {
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Image {
@@ -52,7 +52,7 @@ impl Image {
         map
     }
 
-    fn flatten(&self) -> Vec<u8> {
+    pub(super) fn flatten(&self) -> Vec<u8> {
         let mut disk = vec![0; self.u64(24) as usize];
         for (cluster, at) in self.map() {
             let start = (cluster * CLUSTER) as usize;
@@ -106,7 +106,7 @@ fn a_huge_disk_with_little_data_stays_small() {
 fn refcounts_count_themselves() {
     for used in [2, 3, 32765, 32766, 32767, 32768, 65533, 65534, 268_000_000, 268_402_687, 268_402_688] {
         let layout = RefcountLayout::after(used);
-        assert_eq!(layout.total, u64::from(used) + layout.table_clusters + layout.blocks);
+        assert_eq!(layout.total, used + layout.table_clusters + layout.blocks);
         assert!(layout.blocks * REFCOUNTS >= layout.total, "{used}: {layout:?}");
         assert!((layout.blocks - 1) * REFCOUNTS < layout.total, "{used}: {layout:?}");
         assert!(layout.table_clusters * CLUSTER >= layout.blocks * 8);

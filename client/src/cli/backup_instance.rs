@@ -1,0 +1,201 @@
+//! `underlay backup --instance`: domains that OpenStack Nova made.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::App;
+use super::backup::host_name;
+use super::backup_domain::Host;
+use super::cloud::CloudOptions;
+use super::report::Failure;
+use super::text::warn;
+use crate::domain::Wishes;
+use crate::hypervisor::{Domain, Hypervisor, HypervisorError, NovaInstance};
+use crate::openstack::{Cloud, LOCKED_BY, OpenStackError, Server};
+
+/// Which instances to back up.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Instances of OpenStack Nova")]
+pub(super) struct InstanceOptions {
+    /// An instance on this host, by its UUID; can be given several times. In the repository it is called by its UUID, too
+    #[arg(long, value_name = "UUID", conflicts_with_all = ["domain", "all"])]
+    instance: Vec<String>,
+    /// All instances on this host
+    #[arg(long, conflicts_with_all = ["domain", "all", "instance", "vm"])]
+    all_instances: bool,
+    #[command(flatten)]
+    cloud: CloudOptions,
+    /// Do not ask Nova, though it could be: instances are not locked meanwhile, and less is known of them
+    #[arg(long)]
+    no_api: bool,
+}
+
+/// Instances of this host, and the cloud they belong to.
+pub(super) struct Instances<'a> {
+    app: &'a App,
+    cloud: Option<Cloud>,
+}
+
+/// An instance, before it is backed up.
+pub(super) struct Instance {
+    /// Its UUID, by which it is called in the repository.
+    pub uuid: String,
+    /// Disks that are not Nova's own: volumes.
+    pub volumes: Vec<String>,
+}
+
+/// A lock on an instance, taken off when this is dropped.
+struct Lock<'a> {
+    app: &'a App,
+    cloud: &'a Cloud,
+    uuid: &'a str,
+    taken: bool,
+}
+
+impl InstanceOptions {
+    /// Whether instances are to be backed up.
+    pub fn are_wanted(&self) -> bool {
+        self.all_instances || !self.instance.is_empty()
+    }
+
+    /// What is needed for that.
+    pub fn prepare<'a>(&self, app: &'a App) -> Result<Instances<'a>, Failure> {
+        let cloud = if self.no_api { None } else { self.cloud.find(app)? };
+        if cloud.is_none() {
+            warn(
+                "note: Nova is not asked: instances are not locked, so let nobody migrate, resize, rebuild or delete them meanwhile; \
+                 volumes and properties of images are not recorded",
+            );
+        }
+        Ok(Instances { app, cloud })
+    }
+
+    /// Names of their domains.
+    pub fn domains(&self, host: &Host) -> Result<Vec<String>, Failure> {
+        if self.all_instances {
+            return all(host);
+        }
+        let mut names = Vec::new();
+        for uuid in &self.instance {
+            let name = host.virsh().name_of(uuid)?;
+            names.push(name.ok_or_else(|| {
+                Failure::usage(format!("no domain of this hypervisor is the instance {uuid}"))
+                    .hint("`openstack server show` names the host that it runs on; run underlay there")
+            })?);
+        }
+        Ok(names)
+    }
+}
+
+/// Names of all domains that Nova made.
+fn all(host: &Host) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    for name in host.virsh().domains()? {
+        match host.virsh().domain(&name) {
+            Ok(domain) if domain.instance().is_some() => names.push(name),
+            // One that has gone meanwhile is none.
+            Ok(_) | Err(HypervisorError::NoDomain { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if names.is_empty() {
+        return Err(Failure::usage("none of this hypervisor's domains is an instance of Nova"));
+    }
+    Ok(names)
+}
+
+impl Instance {
+    /// Who a domain is.
+    pub fn of(host: &Host, domain: &str) -> Result<Self, Failure> {
+        let domain = host.virsh().domain(domain)?;
+        if domain.instance().is_none() {
+            let failure = Failure::usage(format!("{} is no instance of Nova", domain.name));
+            return Err(failure.hint(format!("back it up with --domain {}", domain.name)));
+        }
+        Ok(Self { volumes: volumes(&domain)?, uuid: domain.uuid.to_ascii_lowercase() })
+    }
+
+    /// What is wished, but for volumes.
+    pub fn without_volumes(&self, wishes: &Wishes) -> Wishes {
+        let mut wishes = wishes.clone();
+        for volume in &self.volumes {
+            warn(format_args!(
+                "note: instance {}: disk {volume} is a volume: back it up with Cinder",
+                self.uuid
+            ));
+            wishes.exclude.push(volume.clone());
+        }
+        wishes
+    }
+}
+
+impl Instances<'_> {
+    /// Does `work` while nobody but admins may change the instance. The second result says what is left to do.
+    pub fn guarded<T>(
+        &self,
+        uuid: &str,
+        work: impl FnOnce(Option<&NovaInstance>) -> Result<T, Failure>,
+    ) -> Result<(T, Option<Failure>), Failure> {
+        let Some(cloud) = &self.cloud else { return Ok((work(None)?, None)) };
+        let runtime = &self.app.runtime;
+        let server = runtime.block_on(cloud.server(uuid))?;
+        check_idle(&server)?;
+        let ours = server.locked_reason.as_deref().is_some_and(|reason| reason.starts_with(LOCKED_BY));
+        let mut lock = Lock { app: self.app, cloud, uuid, taken: false };
+        if !server.locked || ours {
+            // From here on it may be locked, whatever is said of it.
+            lock.taken = true;
+            runtime.block_on(cloud.lock(uuid, &format!("{LOCKED_BY} on {}", host_name())))?;
+        }
+        // Something may have begun before the lock was there.
+        let server = runtime.block_on(cloud.server(uuid))?;
+        check_idle(&server)?;
+        let instance = runtime.block_on(cloud.describe(&server))?;
+        let done = work(Some(&instance))?;
+        Ok((done, lock.take_off().err().map(Failure::from)))
+    }
+}
+
+fn check_idle(server: &Server) -> Result<(), OpenStackError> {
+    match &server.task_state {
+        None => Ok(()),
+        Some(task) => Err(OpenStackError::State {
+            what: format!("instance {}", server.id),
+            problem: format!("Nova is at work on it ({task})"),
+            hint: "try again when that is done",
+        }),
+    }
+}
+
+/// Disks of an instance that do not lie in its folder.
+fn volumes(domain: &Domain) -> Result<Vec<String>, Failure> {
+    let is_own = |path: &Path| {
+        let folder =
+            path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().to_ascii_lowercase());
+        folder.is_some_and(|folder| folder == domain.uuid.to_ascii_lowercase())
+    };
+    let disks = domain.current()?.disks.iter();
+    let others = disks.filter(|disk| {
+        disk.source != crate::hypervisor::Source::Empty && !disk.source.path().is_some_and(is_own)
+    });
+    Ok(others.map(|disk| disk.target.clone()).collect())
+}
+
+impl Lock<'_> {
+    fn take_off(&mut self) -> Result<(), OpenStackError> {
+        match std::mem::take(&mut self.taken) {
+            true => self.app.runtime.block_on(self.cloud.unlock(self.uuid)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_off() {
+            warn(format_args!("underlay: instance {} stays locked: {error}", self.uuid));
+            warn(format_args!("hint: `openstack server unlock {}`, or back it up again", self.uuid));
+        }
+    }
+}

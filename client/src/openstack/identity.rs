@@ -1,0 +1,409 @@
+//! Keystone: proving who one is, and finding the other services. And requests to all of them.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, header};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Mutex, watch};
+use tokio::time::sleep;
+use zeroize::Zeroizing;
+
+use super::{Credentials, OpenStackError};
+
+/// One short request.
+const SHORT: Duration = Duration::from_secs(60);
+/// Nobody acknowledges what was sent.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Attempts at what may be asked again.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Bytes of an answer that are read.
+const ANSWER: usize = 16 << 20;
+/// Characters of a service's complaint that are shown.
+const MESSAGE: usize = 400;
+/// Nova's and Glance's header for what Keystone gave.
+const TOKEN: &str = "X-Auth-Token";
+
+/// A service, by the type that the catalog has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Image,
+    Compute,
+}
+
+impl Service {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Compute => "compute",
+        }
+    }
+
+    /// What every path begins with.
+    fn version(self) -> &'static str {
+        match self {
+            Self::Image => "/v2",
+            Self::Compute => "/v2.1",
+        }
+    }
+}
+
+/// What is asked of a service.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub service: Service,
+    pub method: Method,
+    /// Below the service's version.
+    pub path: String,
+    pub body: Option<serde_json::Value>,
+    /// Asking twice does no harm.
+    pub repeat: bool,
+}
+
+impl Ask {
+    pub fn get(service: Service, path: impl Into<String>) -> Self {
+        Self { service, method: Method::GET, path: path.into(), body: None, repeat: true }
+    }
+
+    pub fn post(service: Service, path: impl Into<String>, body: serde_json::Value) -> Self {
+        Self { service, method: Method::POST, path: path.into(), body: Some(body), repeat: false }
+    }
+}
+
+/// An OpenStack cloud, and somebody in it.
+#[derive(Clone, Debug)]
+pub struct Cloud {
+    client: Client,
+    credentials: Arc<Credentials>,
+    session: Arc<Mutex<Option<Arc<Session>>>>,
+    stopping: Option<watch::Receiver<bool>>,
+}
+
+/// What Keystone gave.
+pub(super) struct Session {
+    token: Zeroizing<String>,
+    catalog: Vec<CatalogEntry>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: TokenBody,
+}
+
+#[derive(Deserialize)]
+struct TokenBody {
+    #[serde(default)]
+    catalog: Vec<CatalogEntry>,
+}
+
+#[derive(Deserialize)]
+struct CatalogEntry {
+    r#type: String,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    interface: String,
+    region: Option<String>,
+    url: String,
+}
+
+impl Cloud {
+    /// A cloud. Nothing is asked yet. Must be called where there is a runtime. Once `stopping` turns true, nothing is tried again.
+    ///
+    /// # Errors
+    /// [`OpenStackError::File`] if the certificates that vouch for it cannot be read, [`OpenStackError::Unreachable`] if there can be
+    /// no TLS.
+    pub fn new(
+        credentials: Credentials,
+        stopping: Option<watch::Receiver<bool>>,
+    ) -> Result<Self, OpenStackError> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("underlay/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(10))
+            .tcp_keepalive(Duration::from_secs(20))
+            .tcp_user_timeout(SILENCE)
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(path) = &credentials.certificates {
+            let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenStackError::File {
+                path: path.clone(),
+                source,
+            };
+            let text = fs::read(path).map_err(|error| failed(error.into()))?;
+            for certificate in Certificate::from_pem_bundle(&text).map_err(|error| failed(error.into()))? {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        let unusable = |error: reqwest::Error| OpenStackError::Unreachable {
+            url: credentials.auth_url.clone(),
+            source: error.into(),
+        };
+        let client = builder.build().map_err(unusable)?;
+        Ok(Self { client, credentials: Arc::new(credentials), session: Arc::default(), stopping })
+    }
+
+    /// Proves who one is, or remembers it.
+    pub(super) async fn session(&self) -> Result<Arc<Session>, OpenStackError> {
+        let mut known = self.session.lock().await;
+        if let Some(session) = &*known {
+            return Ok(Arc::clone(session));
+        }
+        let url = format!("{}/v3/auth/tokens", self.credentials.auth_url);
+        let request = self.client.post(&url).header(header::CONTENT_TYPE, "application/json");
+        let request = request.timeout(SHORT).body(self.credentials.request.to_string());
+        let name = format!("POST {url}");
+        let answer = self.repeated(&name, true, || request.try_clone()).await?;
+        let token = answer.headers().get("X-Subject-Token").and_then(|token| token.to_str().ok());
+        let token = token.map(|token| Zeroizing::new(token.to_owned()));
+        let token = token.ok_or_else(|| OpenStackError::Nonsense {
+            request: name.clone(),
+            problem: "it holds no token: this is no Keystone".into(),
+        })?;
+        let answer: TokenAnswer = read(&name, answer).await?;
+        let session = Arc::new(Session { token, catalog: answer.token.catalog });
+        *known = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Forgets what Keystone gave, unless that has been done already.
+    async fn forget(&self, session: &Arc<Session>) {
+        let mut known = self.session.lock().await;
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, session)) {
+            *known = None;
+        }
+    }
+
+    /// The URL of something that a service has.
+    fn url(&self, session: &Session, service: Service, path: &str) -> Result<String, OpenStackError> {
+        let Credentials { interface, region, .. } = &*self.credentials;
+        let endpoints = session.catalog.iter().filter(|entry| entry.r#type == service.kind());
+        let fits = |endpoint: &&Endpoint| {
+            endpoint.interface == *interface
+                && region.as_ref().is_none_or(|region| endpoint.region.as_ref() == Some(region))
+        };
+        let endpoint = endpoints.flat_map(|entry| &entry.endpoints).find(fits);
+        let endpoint = endpoint.ok_or_else(|| OpenStackError::NoEndpoint {
+            service: service.kind(),
+            sought: match region {
+                Some(region) => format!("interface {interface}, region {region}"),
+                None => format!("interface {interface}"),
+            },
+        })?;
+        let (base, version) = (endpoint.url.trim_end_matches('/'), service.version());
+        // Some name the version in the catalog, some the project below it.
+        let versioned = base.ends_with(version) || base.contains(&format!("{version}/"));
+        Ok(if versioned { format!("{base}{path}") } else { format!("{base}{version}{path}") })
+    }
+
+    /// A request that carries the token.
+    pub(super) async fn request(
+        &self,
+        service: Service,
+        method: Method,
+        path: &str,
+    ) -> Result<(RequestBuilder, String, Arc<Session>), OpenStackError> {
+        let session = self.session().await?;
+        let url = self.url(&session, service, path)?;
+        let request = self.client.request(method.clone(), &url).header(TOKEN, &*session.token);
+        Ok((request, format!("{method} {url}"), session))
+    }
+
+    /// Asks; the name of the request and its answer, which is one of success.
+    pub(super) async fn ask(&self, ask: &Ask) -> Result<(String, Response), OpenStackError> {
+        let mut renewed = false;
+        loop {
+            let (request, name, session) = self.request(ask.service, ask.method.clone(), &ask.path).await?;
+            let mut request = request.timeout(SHORT);
+            if ask.service == Service::Compute {
+                request =
+                    request.header("OpenStack-API-Version", format!("compute {}", super::servers::VERSION));
+            }
+            if let Some(body) = &ask.body {
+                request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
+            }
+            match self.repeated(&name, ask.repeat, || request.try_clone()).await {
+                // A token lives for an hour or so.
+                Err(OpenStackError::Refused { status: 401, .. }) if !renewed => {
+                    renewed = true;
+                    self.forget(&session).await;
+                }
+                answer => return Ok((name, answer?)),
+            }
+        }
+    }
+
+    /// Asks, and reads the answer as JSON.
+    pub(super) async fn read<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, OpenStackError> {
+        let (name, answer) = self.ask(ask).await?;
+        read(&name, answer).await
+    }
+
+    /// Sends a request until there is an answer, or no hope for one.
+    async fn repeated(
+        &self,
+        name: &str,
+        repeat: bool,
+        request: impl Fn() -> Option<RequestBuilder>,
+    ) -> Result<Response, OpenStackError> {
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let Some(request) = request() else { break };
+            let error = match request.send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(answer),
+                Ok(answer) => refusal(name, answer).await,
+                Err(error) => unreachable(name, error),
+            };
+            let passing = match &error {
+                OpenStackError::Unreachable { .. } => true,
+                OpenStackError::Refused { status, .. } => [429, 502, 503, 504].contains(status),
+                _ => false,
+            };
+            if !passing || !repeat || attempt == ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!(%error, "asking again");
+            self.rest(pause).await?;
+            pause *= 2;
+        }
+        Err(OpenStackError::Nonsense { request: name.to_owned(), problem: "it cannot be sent twice".into() })
+    }
+
+    /// Waits.
+    pub(super) async fn rest(&self, pause: Duration) -> Result<(), OpenStackError> {
+        let Some(mut stopping) = self.stopping.clone() else {
+            sleep(pause).await;
+            return Ok(());
+        };
+        let stopped = async {
+            // Without anybody who could stop it, nothing stops it.
+            if stopping.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = sleep(pause) => Ok(()),
+            () = stopped => Err(OpenStackError::Interrupted),
+        }
+    }
+
+    /// The same cloud for somebody who cleans up: it goes on when the user asks to stop.
+    pub(super) fn unstoppable(&self) -> Self {
+        Self { stopping: None, ..self.clone() }
+    }
+}
+
+pub(super) fn unreachable(name: &str, error: reqwest::Error) -> OpenStackError {
+    let url = name.split_once(' ').map_or(name, |(_, url)| url).to_owned();
+    OpenStackError::Unreachable { url, source: error.without_url().into() }
+}
+
+/// What a service says that does not do what it was asked.
+pub(super) async fn refusal(name: &str, answer: Response) -> OpenStackError {
+    let status = answer.status();
+    let text = body(name, answer).await.unwrap_or_default();
+    let message = message(&text).unwrap_or_else(|| status.canonical_reason().unwrap_or_default().to_owned());
+    OpenStackError::Refused { request: name.to_owned(), status: status.as_u16(), message }
+}
+
+/// Nova says `{"badRequest": {"message": …}}`, Keystone `{"error": {"message": …}}`, Glance HTML.
+fn message(text: &[u8]) -> Option<String> {
+    let told = serde_json::from_slice::<serde_json::Value>(text).ok();
+    let told = told
+        .as_ref()
+        .and_then(|told| told.as_object()?.values().find_map(|inner| inner.get("message")?.as_str()));
+    let text = String::from_utf8_lossy(text);
+    let (mut plain, mut in_tag) = (String::new(), false);
+    for character in told.unwrap_or(&text).chars() {
+        match character {
+            '<' => in_tag = true,
+            '>' => in_tag = false,
+            _ if in_tag => {}
+            other if other.is_control() || other.is_whitespace() => plain.push(' '),
+            other => plain.push(other),
+        }
+    }
+    let plain = plain.split_whitespace().collect::<Vec<_>>().join(" ");
+    (!plain.is_empty()).then(|| plain.chars().take(MESSAGE).collect())
+}
+
+async fn read<T: DeserializeOwned>(name: &str, answer: Response) -> Result<T, OpenStackError> {
+    let text = body(name, answer).await?;
+    serde_json::from_slice(&text)
+        .map_err(|error| OpenStackError::Nonsense { request: name.to_owned(), problem: error.to_string() })
+}
+
+async fn body(name: &str, mut answer: Response) -> Result<Vec<u8>, OpenStackError> {
+    let mut text = Vec::new();
+    while let Some(part) = answer.chunk().await.map_err(|error| unreachable(name, error))? {
+        if text.len() + part.len() > ANSWER {
+            return Err(OpenStackError::Nonsense {
+                request: name.to_owned(),
+                problem: "it is too long".into(),
+            });
+        }
+        text.extend_from_slice(&part);
+    }
+    Ok(text)
+}
+
+/// Whether a service says that what was asked for is gone.
+pub(super) fn gone(error: &OpenStackError) -> bool {
+    matches!(error, OpenStackError::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_told_in_the_services_own_words() {
+        let nova = br#"{"conflictingRequest": {"code": 409, "message": "Instance x is locked"}}"#;
+        assert_eq!(message(nova).unwrap(), "Instance x is locked");
+        let glance = b"<html><head><title>403 Forbidden</title></head>\n<body>\n<h1>Forbidden</h1> Quota\x07!</body></html>";
+        assert_eq!(message(glance).unwrap(), "403 Forbidden Forbidden Quota !");
+        assert_eq!(message(b""), None);
+        assert_eq!(message("ä".repeat(1000).as_bytes()).unwrap().chars().count(), MESSAGE);
+    }
+
+    #[tokio::test]
+    async fn endpoints_are_found_with_and_without_a_version() {
+        let credentials = Credentials {
+            auth_url: "http://k".into(),
+            request: Zeroizing::new(String::new()),
+            region: Some("here".into()),
+            interface: "internal".into(),
+            certificates: None,
+        };
+        let cloud = Cloud::new(credentials, None).unwrap();
+        let session = |url: &str| {
+            let endpoint = |interface: &str, region: &str, url: &str| Endpoint {
+                interface: interface.into(),
+                region: Some(region.into()),
+                url: url.into(),
+            };
+            let endpoints = vec![
+                endpoint("public", "here", "no"),
+                endpoint("internal", "there", "no"),
+                endpoint("internal", "here", url),
+            ];
+            let catalog = vec![CatalogEntry { r#type: "compute".into(), endpoints }];
+            Session { token: Zeroizing::new(String::new()), catalog }
+        };
+        let url = |base: &str| cloud.url(&session(base), Service::Compute, "/servers").unwrap();
+        assert_eq!(url("http://n:8774/"), "http://n:8774/v2.1/servers");
+        assert_eq!(url("http://n:8774/v2.1"), "http://n:8774/v2.1/servers");
+        assert_eq!(url("http://n/compute/v2.1/project"), "http://n/compute/v2.1/project/servers");
+        let missing = cloud.url(&session("x"), Service::Image, "/images").unwrap_err();
+        assert!(missing.to_string().contains("image (interface internal, region here)"), "{missing}");
+    }
+}

@@ -1,0 +1,18 @@
+//! The services of an OpenStack cloud, as far as backups need them: who one is (Keystone), instances (Nova), images (Glance).
+//!
+//! [`Cloud`] speaks to all of them with one token, which is made anew when it has run out. Reads are repeated while that can help; what
+//! changes something is asked once, unless asking twice does no harm.
+
+mod credentials;
+mod error;
+mod identity;
+mod images;
+mod servers;
+mod upload;
+
+pub use credentials::Credentials;
+pub use error::OpenStackError;
+pub use identity::Cloud;
+pub use images::{Image, NewImage};
+pub use servers::{LOCKED_BY, NewServer, Server};
+pub use upload::{ImageUpload, ImageWriter};
