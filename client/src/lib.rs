@@ -5,6 +5,7 @@ pub mod cli;
 pub mod domain;
 pub mod hypervisor;
 pub mod image;
+pub mod nbd;
 pub mod openstack;
 pub mod remote;
 pub mod restore;
