@@ -40,6 +40,8 @@ pub mod libvirt;
 pub mod loopback;
 /// OpenAPI documents, judged by others' programs.
 pub mod openapi;
+/// An OpenStack on loopback: identity and images, and compute with real guests.
+pub mod openstack;
 /// The Debian packages that the tests need.
 pub mod packages;
 /// The program `underlay`, run as a user runs it.
