@@ -28,14 +28,20 @@ pub mod guest;
 pub mod host;
 /// Images of every kind that underlay reads.
 pub mod images;
+/// The first process of a PID namespace, which ends with the test.
+mod keeper;
 /// Snapshots of domains, made without a hypervisor.
 pub mod kept;
 /// A repository in a temporary folder, with a plain reader to compare with.
 pub mod lab;
 /// A libvirtd for each test, with real guests under it.
 pub mod libvirt;
+/// Free addresses, and who answers there.
+pub mod loopback;
 /// OpenAPI documents, judged by others' programs.
 pub mod openapi;
+/// An OpenStack on loopback: identity and images, and compute with real guests.
+pub mod openstack;
 /// The Debian packages that the tests need.
 pub mod packages;
 /// The program `underlay`, run as a user runs it.

@@ -25,6 +25,9 @@ enum Proof {
 /// What lets libvirtd run machines.
 const QEMU_DRIVER: &str = "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so";
 
+/// Made for the machine's own Python, which need not be the first on `PATH`.
+const LIBVIRT_MODULE: &str = "/usr/lib/python3/dist-packages/libvirt.py";
+
 const PACKAGES: &[Package] = &[
     Package { name: "qemu-utils", proof: Proof::Program("qemu-img"), backport: true },
     Package { name: "qemu-system-x86", proof: Proof::Program("qemu-system-x86_64"), backport: true },
@@ -48,6 +51,10 @@ const PACKAGES: &[Package] = &[
     Package { name: "prometheus", proof: Proof::Program("promtool"), backport: false },
     Package { name: "python3", proof: Proof::Program("python3"), backport: false },
     Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },
+    Package { name: "python3-libvirt", proof: Proof::File(LIBVIRT_MODULE), backport: false },
+    Package { name: "mariadb-server-core", proof: Proof::Program("mariadbd"), backport: false },
+    Package { name: "mariadb-client-core", proof: Proof::Program("mariadb"), backport: false },
+    Package { name: "rabbitmq-server", proof: Proof::File(crate::openstack::RABBITMQ), backport: false },
 ];
 
 /// Installs the packages that are missing, from the machine's own archive. Does nothing when none is.

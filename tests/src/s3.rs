@@ -1,6 +1,5 @@
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::commands::{spawn, terminate, wait_until};
 use crate::crates::Program;
+use crate::loopback::{free_address, http_status};
 use crate::{Error, Result, python};
 
 const MOTO_PACKAGES: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
@@ -203,22 +203,4 @@ fn moto_command(address: SocketAddr) -> Result<Command> {
     let (host, port) = (address.ip().to_string(), address.port().to_string());
     command.args(["-m", "moto.server", "-H", &host, "-p", &port]);
     Ok(command)
-}
-
-/// A loopback address that nobody listened on a moment ago.
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
-/// Status of one unsigned HTTP request without a body; `None` while nobody answers.
-fn http_status(address: SocketAddr, method: &str, path: &str) -> Option<u16> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).ok()?;
-    String::from_utf8_lossy(&answer).split_whitespace().nth(1)?.parse().ok()
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use underlay_tests::{Error, Result, crates, golden, guest, openapi, packages, rivals, s3};
+use underlay_tests::{Error, Result, crates, golden, guest, openapi, openstack, packages, rivals, s3};
 
 fn main() -> ExitCode {
     let done = match std::env::args().nth(1).as_deref() {
@@ -44,10 +44,11 @@ type Part = fn() -> Result<PathBuf>;
 
 /// Quick ones first: a machine that cannot make them says so within a minute.
 fn build_parts() -> Result<()> {
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("restic", rivals::restic),
         ("moto", s3::moto_python),
         ("openapi", openapi::tools),
+        ("openstack", openstack::tools),
         ("guest", guest::image),
         ("cargo-deny", crates::cargo_deny),
         ("garage", s3::garage_program),

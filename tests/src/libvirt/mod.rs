@@ -12,15 +12,15 @@ mod spec;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 pub use machine::{Definition, Machine};
 pub use spec::{DiskSpec, DomainSpec};
 
 use crate::commands::{output, run_command, wait_until};
+use crate::keeper::Keeper;
 use crate::{Error, Result};
 
 /// What runs inside the namespaces.
@@ -39,9 +39,7 @@ const DAEMON_CONFIGURATION: &str =
 /// A libvirtd of one's own. When it is dropped, its guests and itself are killed.
 #[derive(Debug)]
 pub struct Libvirtd {
-    keeper: Child,
-    orders: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    keeper: Keeper,
     virsh: Virsh,
     folder: tempfile::TempDir,
 }
@@ -55,9 +53,6 @@ struct Virsh {
 impl Libvirtd {
     /// Starts a libvirtd without any domain. Takes two seconds.
     pub fn start() -> Result<Self> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(Error::new("libvirtd's namespaces need root: run `cargo xtask test` as root"));
-        }
         // A socket's path has at most 107 bytes: never below $TMPDIR, which may be long.
         let folder = tempfile::Builder::new().prefix("lv").tempdir_in("/tmp")?;
         for name in FOLDERS {
@@ -67,32 +62,26 @@ impl Libvirtd {
         fs::write(configuration.join("qemu.conf"), QEMU_CONFIGURATION)?;
         fs::write(configuration.join("libvirtd.conf"), DAEMON_CONFIGURATION)?;
         let socket = folder.path().join("run-libvirt/libvirt-sock");
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
-        command.args(["--mount-proc", "bash", "-c", KEEPER, "keeper"]).arg(folder.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut keeper = command.spawn().map_err(|error| Error::from(error).context("unshare"))?;
-        let (orders, answers) = (keeper.stdin.take(), keeper.stdout.take());
-        let answers = BufReader::new(answers.ok_or_else(|| Error::new("unshare has no stdout"))?);
+        let keeper = Keeper::start(KEEPER, folder.path())?;
         let virsh = Virsh { uri: format!("qemu+unix:///system?socket={}", socket.display()) };
-        let mut libvirtd = Self { keeper, orders, answers, virsh, folder };
+        let mut libvirtd = Self { keeper, virsh, folder };
         libvirtd.start_again()?;
         Ok(libvirtd)
     }
 
     /// Kills libvirtd as a crash would. Its guests go on running.
     pub fn kill(&mut self) -> Result<()> {
-        self.order("kill_it")
+        self.keeper.order("kill_it")
     }
 
     /// Starts a killed libvirtd on the state it left behind, and waits until it answers.
     pub fn start_again(&mut self) -> Result<()> {
-        self.order("start")?;
+        self.keeper.order("start")?;
         let answered = wait_until("libvirtd answering", Duration::from_secs(60), || {
             if output(&mut self.virsh.command(["version"]))?.status.success() {
                 return Ok(true);
             }
-            self.order("alive").map_err(|_| Error::new("libvirtd ended at once"))?;
+            self.keeper.order("alive").map_err(|_| Error::new("libvirtd ended at once"))?;
             Ok(false)
         });
         answered.map_err(|error| Error::new(format!("{error}\n{}", self.log())))
@@ -158,32 +147,6 @@ impl Libvirtd {
         let done = self.virsh([verb.as_ref(), file.path().as_os_str()]);
         done.map_err(|error| error.context(format!("of this XML:\n{xml}\n")))?;
         self.machine(&spec.name)
-    }
-
-    /// Has the keeper call one of its functions; fails when that does.
-    fn order(&mut self, name: &str) -> Result<()> {
-        let orders = self.orders.as_mut().ok_or_else(|| Error::new("the keeper takes no orders"))?;
-        orders.write_all(format!("{name}\n").as_bytes())?;
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer)?;
-        match answer.trim() {
-            "0" => Ok(()),
-            "" => Err(Error::new(format!("{name}: the keeper of libvirtd has ended"))),
-            code => Err(Error::new(format!("the keeper of libvirtd: {name} returned {code}"))),
-        }
-    }
-}
-
-impl Drop for Libvirtd {
-    fn drop(&mut self) {
-        // The keeper ends with its input, and with it all its namespace: `unshare` returns when the last is gone.
-        drop(self.orders.take());
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while matches!(self.keeper.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
     }
 }
 
