@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
-use underlay_client::backup::{BackupOptions, DiskSource, Environment, Job, backup};
+use underlay_client::backup::{BackupOptions, DiskContent, DiskSource, Environment, Job, backup};
 use underlay_client::image::{Chain, Format, OpenOptions};
 use underlay_store::authority::Authority;
 use underlay_store::backend::{Backend, Options};
@@ -155,7 +155,7 @@ impl Writer<'_> {
         for (name, image) in images {
             let options = OpenOptions { format: Some(format(image)), ..OpenOptions::default() };
             let chain = Chain::open(&self.workshop.dir.join(image), &options)?;
-            disks.push(DiskSource { name: (*name).to_owned(), chain });
+            disks.push(DiskSource { name: (*name).to_owned(), content: DiskContent::Layers(chain) });
         }
         let environment = Environment {
             authority: Arc::clone(&lab.repository) as Arc<dyn Authority>,

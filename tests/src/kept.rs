@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tokio::runtime::Runtime;
-use underlay_client::backup::{BackupOptions, DiskSource, Environment, Job, backup};
+use underlay_client::backup::{BackupOptions, DiskContent, DiskSource, Environment, Job, backup};
 use underlay_client::domain::kept::{KeptDisk, KeptDomain};
 use underlay_client::image::{Chain, Format, OpenOptions};
 use underlay_client::state::Memos;
@@ -75,9 +75,10 @@ fn made(
     let key = file::read(&underlay.key_file, &id)?;
     let descriptor = Descriptor::open(&bytes, key.backup())?;
     let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
-    let disks = images
-        .iter()
-        .map(|(name, path)| Ok(DiskSource { name: (*name).to_owned(), chain: Chain::open(path, &options)? }));
+    let disks = images.iter().map(|(name, path)| {
+        let content = DiskContent::Layers(Chain::open(path, &options)?);
+        Ok(DiskSource { name: (*name).to_owned(), content })
+    });
     let disks = disks.collect::<std::result::Result<_, Box<dyn std::error::Error>>>()?;
     let mut private = PrivateMetadata { host: "a host".into(), ..PrivateMetadata::default() };
     domain.put(&mut private);

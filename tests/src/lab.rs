@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use underlay_client::backup::{BackupError, BackupOptions, DiskSource, Environment, Job, Outcome, backup};
+use underlay_client::backup::{
+    BackupError, BackupOptions, DiskContent, DiskSource, Environment, Job, Outcome, backup,
+};
 use underlay_client::image::{Chain, Format, OpenOptions};
 use underlay_client::restore::{self, OutputFormat, RestoreError, RestoreOptions, create_output};
 use underlay_client::state::Memos;
@@ -109,7 +111,7 @@ impl Lab {
         let chain = Chain::open(image, &options)?;
         let job = Job {
             vm: vm.to_owned(),
-            disks: vec![DiskSource { name: "vda".into(), chain }],
+            disks: vec![DiskSource { name: "vda".into(), content: DiskContent::Layers(chain) }],
             consistency: Consistency::Offline,
             private: PrivateMetadata::default(),
         };

@@ -44,7 +44,9 @@ impl Site {
 
     /// `underlay` with these variables besides.
     fn with(&self, variables: Vec<(&str, String)>) -> Underlay {
-        variables.iter().fold(self.underlay.clone(), |underlay, (name, value)| underlay.with_variable(name, value))
+        variables
+            .iter()
+            .fold(self.underlay.clone(), |underlay, (name, value)| underlay.with_variable(name, value))
     }
 
     /// What the image's file holds, as QEMU reads it, is what this disk holds.
@@ -100,13 +102,20 @@ fn disks_become_images_without_a_copy() {
     site.expect_image(&image.id, "raw", &site.path("data.qcow2"));
 
     // The same image as a stream.
-    let output = site.underlay.output(["restore", "web@latest", "--disk", "vda", "--to", "-", "--format", "qcow2"]).unwrap();
+    let output = site
+        .underlay
+        .output(["restore", "web@latest", "--disk", "vda", "--to", "-", "--format", "qcow2"])
+        .unwrap();
     assert!(output.status.success(), "{}", told(&output));
     let piped = site.path("piped.qcow2");
     fs::write(&piped, &output.stdout).unwrap();
     run("qemu-img", ["check", "-q", "-f", "qcow2", piped.to_str().unwrap()]).unwrap();
     let files = [site.path("system.qcow2"), piped];
-    run("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2", files[0].to_str().unwrap(), files[1].to_str().unwrap()]).unwrap();
+    run(
+        "qemu-img",
+        ["compare", "-f", "qcow2", "-F", "qcow2", files[0].to_str().unwrap(), files[1].to_str().unwrap()],
+    )
+    .unwrap();
 }
 
 #[test]

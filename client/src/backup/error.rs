@@ -1,6 +1,7 @@
 //! What can end a backup.
 
 use crate::image::ImageError;
+use crate::nbd::NbdError;
 use crate::state::StateError;
 
 /// Why a backup failed. Nothing was committed.
@@ -13,10 +14,13 @@ pub enum BackupError {
     /// An image cannot be read, or changed meanwhile.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A running machine's disk cannot be read.
+    #[error(transparent)]
+    Live(#[from] NbdError),
     /// What this host remembers cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// Data that should not have changed did; the memo was wrong. Handled by reading every layer.
+    /// Data that should not have changed did; what was known was wrong. Handled by reading all of it.
     #[error("disk {disk}: unchanged data at byte {offset} is not what the last backup stored")]
     MemoContradicted {
         /// The disk.
@@ -35,6 +39,7 @@ impl BackupError {
         match self {
             Self::Store(error) => error.hint().map(str::to_owned),
             Self::Image(error) => error.hint(),
+            Self::Live(error) => error.hint(),
             _ => None,
         }
     }

@@ -80,7 +80,7 @@ pub(super) fn apply(
     uploads: &mut Uploads<'_>,
 ) -> Result<Root, BackupError> {
     let base = below.unwrap_or(Root { size: 0, node: None });
-    let size = source.chain.layer(index).virtual_size();
+    let size = source.content.size(index);
     context.progress.phase("reading", Some(size));
     let buffers = Buffers::default();
     std::thread::scope(|scope| {
@@ -106,9 +106,10 @@ fn read<'a>(
     buffers: &Buffers,
     sender: &SyncSender<Vec<CutRegion<'a>>>,
 ) -> Result<(), BackupError> {
-    let chain = &source.chain;
-    let size = chain.layer(index).virtual_size();
-    let mut dirty = DirtyRegions::new(chain.extents(index)?, base.size, size);
+    let content = &source.content;
+    let size = content.size(index);
+    let below = (base.size > 0).then_some(base);
+    let mut dirty = DirtyRegions::new(content.extents(index, below)?, base.size, size);
     let mut cursor = Cursor::new(base);
     let mut seen = 0;
     loop {
@@ -117,16 +118,16 @@ fn read<'a>(
         let Some(last) = batch.last().map(|region| region.index) else { break };
         let old = old_runs(&mut cursor, &batch, nodes)?;
         let cut = batch.into_par_iter().zip(old).map(|(dirty, old)| {
-            let mut content = Region::new(chain, index, dirty.index, buffers.take(dirty.memory()));
-            let runs = recut(&context.cutter, &old, &dirty.blocks, &mut content)?;
+            let mut region = Region::new(content, index, dirty.index, buffers.take(dirty.memory()));
+            let runs = recut(&context.cutter, &old, &dirty.blocks, &mut region)?;
             let ids = runs.iter().filter_map(|run| match run {
                 RecutRun::Fresh { first, blocks } => {
-                    Some(context.key.chunk_id(content.bytes(*first..*first + *blocks)))
+                    Some(context.key.chunk_id(region.bytes(*first..*first + *blocks)))
                 }
                 RecutRun::Kept(_) => None,
             });
             let ids = ids.collect();
-            Ok(CutRegion { index: dirty.index, runs, ids, content })
+            Ok(CutRegion { index: dirty.index, runs, ids, content: region })
         });
         let cut: Vec<CutRegion<'a>> = cut.collect::<Result<_, BackupError>>()?;
         let position = ((last + 1) * REGION as u64).min(size);

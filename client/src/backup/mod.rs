@@ -10,6 +10,7 @@ mod error;
 mod layer;
 mod nodes;
 mod region;
+mod source;
 mod spot_check;
 mod uploads;
 
@@ -33,18 +34,10 @@ use crate::state::{Memo, Memos};
 
 pub use effort::Compression;
 pub use error::BackupError;
+pub use source::{DiskContent, DiskSource, LiveDisk};
 
 use nodes::NodeStore;
 use uploads::Uploads;
-
-/// One disk of the VM.
-#[derive(Debug)]
-pub struct DiskSource {
-    /// Its name in the snapshot, such as `vda`.
-    pub name: String,
-    /// Its layers, none of which is written while the backup runs.
-    pub chain: Chain,
-}
 
 /// What to back up.
 #[derive(Debug)]
@@ -119,7 +112,9 @@ pub struct Outcome {
 pub struct CapturedDisk {
     /// Its name in the snapshot.
     pub name: String,
-    /// Its layers, the base first.
+    /// What it holds.
+    pub root: Root,
+    /// Its layers, the base first; of a live disk none.
     pub layers: Vec<CapturedLayer>,
 }
 
@@ -245,14 +240,14 @@ fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Resu
     }
     uploads.finish(&nodes)?;
     for source in &job.disks {
-        source.chain.verify_unchanged()?;
+        source.content.verify_unchanged()?;
     }
     let known = done.iter().map(|done| done.known).sum();
-    let layers: usize = job.disks.iter().map(|source| source.chain.len()).sum();
+    let layers: usize = job.disks.iter().map(|source| source.content.layers()).sum();
     let disks: Vec<Disk> = done.iter().map(|done| done.disk.clone()).collect();
     let statistics = Statistics {
         disk_bytes: disks.iter().map(|disk| disk.root.size).sum(),
-        bytes_read: job.disks.iter().map(|source| source.chain.counters().data_bytes).sum(),
+        bytes_read: job.disks.iter().map(|source| source.content.bytes_read()).sum(),
         bytes_new: context.counters.new.load(Ordering::Relaxed),
         bytes_uploaded: context.counters.uploaded.load(Ordering::Relaxed),
     };
@@ -303,27 +298,63 @@ fn disk(
     nodes: &NodeStore<'_>,
     uploads: &mut Uploads<'_>,
 ) -> Result<Done, BackupError> {
-    let known = known_layers(context, memos, &source.chain)?;
-    let result = layers(context, source, &known, nodes, uploads);
-    match result {
+    let read = |known: &[Root], uploads: &mut Uploads<'_>| match &source.content {
+        DiskContent::Layers(chain) => layers(context, source, chain, known, nodes, uploads),
+        DiskContent::Live(_) => live(context, source, known.first().copied(), nodes, uploads),
+    };
+    let known = match &source.content {
+        DiskContent::Layers(chain) => known_layers(context, memos, chain)?,
+        DiskContent::Live(live) => known_before(context, &source.name, live)?,
+    };
+    match read(&known, uploads) {
         Err(BackupError::MemoContradicted { disk, offset }) => {
             context.progress.notice(&format!(
-                "disk {disk}: unchanged data at byte {offset} is not what the last backup stored; reading every layer again"
+                "disk {disk}: unchanged data at byte {offset} is not what the last backup stored; reading all of it again"
             ));
-            layers(context, source, &[], nodes, uploads)
+            read(&[], uploads)
         }
         other => other,
     }
 }
 
+/// Makes the tree of a live disk from what it held before, or from nothing.
+fn live(
+    context: &Context<'_>,
+    source: &DiskSource,
+    before: Option<Root>,
+    nodes: &NodeStore<'_>,
+    uploads: &mut Uploads<'_>,
+) -> Result<Done, BackupError> {
+    let root = layer::apply(context, source, 0, before, nodes, uploads)?;
+    if let Some(before) = before {
+        spot_check::spot_check(context, source, 0, before, nodes)?;
+    }
+    let name = source.name.clone();
+    let captured = CapturedDisk { name: name.clone(), root, layers: Vec::new() };
+    Ok(Done { disk: Disk { name, root, layers: Vec::new() }, captured, memos: Vec::new(), known: 0 })
+}
+
+/// What a live disk held before, if a snapshot still does.
+fn known_before(context: &Context<'_>, name: &str, live: &LiveDisk) -> Result<Vec<Root>, BackupError> {
+    let Some(root) = live.since().filter(|_| context.options.use_memos) else { return Ok(Vec::new()) };
+    let pinned = context.wait(context.authority.pin_roots(context.grant.session, &[root]))?;
+    if pinned.first() == Some(&true) {
+        return Ok(vec![root]);
+    }
+    context
+        .progress
+        .notice(&format!("disk {name}: no snapshot holds any more what it held before; reading all of it"));
+    Ok(Vec::new())
+}
+
 fn layers(
     context: &Context<'_>,
     source: &DiskSource,
+    chain: &Chain,
     known: &[Root],
     nodes: &NodeStore<'_>,
     uploads: &mut Uploads<'_>,
 ) -> Result<Done, BackupError> {
-    let chain = &source.chain;
     let mut roots = known.to_vec();
     let mut memos = Vec::new();
     for index in known.len()..chain.len() {
@@ -342,8 +373,11 @@ fn layers(
     let captured = (0..chain.len())
         .zip(&roots)
         .map(|(index, root)| Ok(CapturedLayer { identity: chain.layer(index).identity()?, root: *root }));
-    let captured =
-        CapturedDisk { name: source.name.clone(), layers: captured.collect::<Result<_, BackupError>>()? };
+    let captured = CapturedDisk {
+        name: source.name.clone(),
+        root,
+        layers: captured.collect::<Result<_, BackupError>>()?,
+    };
     Ok(Done { disk: Disk { name: source.name.clone(), root, layers }, captured, memos, known: known.len() })
 }
 

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use underlay_store::cut::{BLOCK, REGION, RegionContent};
 
-use crate::image::{Chain, ImageError};
+use super::BackupError;
+use super::source::DiskContent;
 
 /// A region's loaded blocks. Memory is taken for them alone.
 pub(super) struct Region<'a> {
-    chain: &'a Chain,
+    content: &'a DiskContent,
     layer: usize,
     offset: u64,
     length: usize,
@@ -27,10 +28,10 @@ struct Stretch {
 
 impl<'a> Region<'a> {
     /// The region at `index` of the disk as seen at `layer`. What `buffer` holds does not matter.
-    pub fn new(chain: &'a Chain, layer: usize, index: u64, buffer: Vec<u8>) -> Self {
+    pub fn new(content: &'a DiskContent, layer: usize, index: u64, buffer: Vec<u8>) -> Self {
         let offset = index * REGION as u64;
-        let length = (chain.layer(layer).virtual_size() - offset).min(REGION as u64) as usize;
-        Self { chain, layer, offset, length, bytes: buffer, stretches: Vec::new() }
+        let length = (content.size(layer) - offset).min(REGION as u64) as usize;
+        Self { content, layer, offset, length, bytes: buffer, stretches: Vec::new() }
     }
 
     /// Bytes of blocks that are loaded; the last block of a disk may be short.
@@ -56,13 +57,13 @@ impl<'a> Region<'a> {
 }
 
 impl RegionContent for Region<'_> {
-    type Error = ImageError;
+    type Error = BackupError;
 
     fn blocks(&self) -> usize {
         self.length.div_ceil(BLOCK)
     }
 
-    fn load(&mut self, blocks: Range<usize>) -> Result<(), ImageError> {
+    fn load(&mut self, blocks: Range<usize>) -> Result<(), BackupError> {
         let last = self.stretches.last();
         let (loaded, at) =
             last.map_or((0, 0), |last| (last.blocks.end, last.at + self.length_of(&last.blocks)));
@@ -78,7 +79,11 @@ impl RegionContent for Region<'_> {
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
-        self.chain.read_at(self.layer, self.offset + (new.start * BLOCK) as u64, &mut self.bytes[at..end])?;
+        self.content.read_at(
+            self.layer,
+            self.offset + (new.start * BLOCK) as u64,
+            &mut self.bytes[at..end],
+        )?;
         match self.stretches.last_mut() {
             Some(last) if joins => last.blocks.end = new.end,
             _ => self.stretches.push(Stretch { blocks: new, at }),
@@ -94,7 +99,7 @@ impl RegionContent for Region<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Format, OpenOptions};
+    use crate::image::{Chain, Format, OpenOptions};
     use proptest::prelude::*;
 
     /// Two regions and a bit, every byte of which tells where it is.
@@ -106,9 +111,9 @@ mod tests {
         (file, bytes)
     }
 
-    fn open(file: &tempfile::NamedTempFile) -> Chain {
-        Chain::open(file.path(), &OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() })
-            .unwrap()
+    fn open(file: &tempfile::NamedTempFile) -> DiskContent {
+        let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        DiskContent::Layers(Chain::open(file.path(), &options).unwrap())
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use underlay_store::id::Root;
 use underlay_store::tree::{Cursor, Node, Run, regions};
 
 use super::nodes::{NodeStore, misplaced};
+use super::source::DiskContent;
 use super::{BackupError, Context, DiskSource};
 
 /// Compares random chunks of the memoised tree `below` with what the layers under `index` hold now.
@@ -15,7 +16,12 @@ pub(super) fn spot_check(
     below: Root,
     nodes: &NodeStore<'_>,
 ) -> Result<(), BackupError> {
-    let Some(layer) = index.checked_sub(1) else { return Ok(()) };
+    // Of a live disk, what was not written since; of layers, what lies below the one that was read.
+    let layer = match &source.content {
+        DiskContent::Live(_) => 0,
+        DiskContent::Layers(_) if index == 0 => return Ok(()),
+        DiskContent::Layers(_) => index - 1,
+    };
     for _ in 0..context.options.spot_checks {
         let region = random_below(regions(below.size));
         let mut cursor = Cursor::new(below);
@@ -44,8 +50,14 @@ pub(super) fn spot_check(
         let Some((offset, end, id)) = chunks.get(random_below(chunks.len() as u64) as usize) else {
             continue;
         };
+        let ends_early = source.content.size(layer) < *end;
+        if let DiskContent::Live(live) = &source.content
+            && (ends_early || live.is_dirty(*offset, end - offset)?)
+        {
+            continue;
+        }
         let mut bytes = vec![0; (end - offset) as usize];
-        source.chain.read_at(layer, *offset, &mut bytes)?;
+        source.content.read_at(layer, *offset, &mut bytes)?;
         if context.key.chunk_id(&bytes) != *id {
             return Err(BackupError::MemoContradicted { disk: source.name.clone(), offset: *offset });
         }

@@ -16,7 +16,7 @@ use super::open::Opened;
 use super::owning::Owning;
 use super::report::Failure;
 use super::text::{count, say, size};
-use crate::backup::{BackupOptions, Compression, DiskSource, Environment, Job, Outcome, backup};
+use crate::backup::{BackupOptions, Compression, DiskContent, DiskSource, Environment, Job, Outcome, backup};
 use crate::domain::ImageAccess;
 use crate::image::{Chain, Format, OpenOptions};
 use crate::state::{Memos, state_directory};
@@ -148,7 +148,7 @@ impl Backup {
                     Format::Qcow2 => "qcow2".into(),
                 },
             });
-            disks.push(DiskSource { name, chain });
+            disks.push(DiskSource { name, content: DiskContent::Layers(chain) });
         }
         let private = PrivateMetadata { host: host_name(), images, ..PrivateMetadata::default() };
         Ok(Job { vm, disks, consistency: Consistency::Offline, private })

@@ -16,8 +16,8 @@ use super::backup_instance::{Instance, InstanceOptions};
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::text::{say, warn};
 use crate::domain::{
-    CaptureImages, DomainOutcome, Hands, Intent, Lifecycle, LocalLayers, Observer, Patience, Quiesce,
-    Strategy, Wishes,
+    Approach, CaptureImages, DomainOutcome, Hands, Intent, Lifecycle, LocalLayers, Observer, Patience,
+    Quiesce, Wishes,
 };
 use crate::hypervisor::{Hypervisor, NovaInstance, Virsh};
 use crate::state::{FileJournal, state_directory};
@@ -44,9 +44,9 @@ pub(super) struct DomainOptions {
     instances: InstanceOptions,
     #[command(flatten)]
     connection: Connection,
-    /// How running domains are frozen and given back; without it rotate, or pivot for those that OpenStack Nova manages
+    /// How running domains are backed up; without it rotate, or pivot for those that OpenStack Nova manages
     #[arg(long, value_enum)]
-    strategy: Option<Strategy>,
+    strategy: Option<Approach>,
     /// Fail unless the guest's agent freezes its file systems
     #[arg(long, conflicts_with = "no_quiesce")]
     require_quiesce: bool,
@@ -263,11 +263,12 @@ fn intent_document(intent: &Intent) -> Value {
     json!({ "domain": intent.domain, "strategy": intent.strategy, "recovers": intent.recovers, "steps": intent.steps })
 }
 
-fn how(strategy: Option<Strategy>) -> &'static str {
+fn how(strategy: Option<Approach>) -> &'static str {
     match strategy {
         None => "stopped",
-        Some(Strategy::Rotate) => "running, rotate",
-        Some(Strategy::Pivot) => "running, pivot",
+        Some(Approach::Rotate) => "running, rotate",
+        Some(Approach::Pivot) => "running, pivot",
+        Some(Approach::Bitmap) => "running, bitmap",
     }
 }
 

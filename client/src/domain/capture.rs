@@ -8,8 +8,8 @@ use tempfile::NamedTempFile;
 use underlay_store::id::RepositoryId;
 use underlay_store::snapshot::{PrivateImage, PrivateMetadata};
 
-use crate::backup::{BackupOptions, DiskSource, Environment, Job, Outcome, backup};
-use crate::hypervisor::{Backing, NovaInstance};
+use crate::backup::{BackupOptions, DiskContent, DiskSource, Environment, Job, LiveDisk, Outcome, backup};
+use crate::hypervisor::{Backing, DIRTY_BITMAP, NovaInstance};
 use crate::image::{Chain, OpenOptions};
 
 use super::DomainError;
@@ -64,16 +64,21 @@ impl Capture for CaptureImages<'_> {
                 ..OpenOptions::default()
             };
             images.push(image(&disk.target, &disk.layer));
-            disks.push(DiskSource {
-                name: disk.target.clone(),
-                chain: Chain::open(&disk.layer.path, &options)?,
-            });
+            let content = match &disk.live {
+                Some(live) => {
+                    let since = live.since.map(|root| (root, DIRTY_BITMAP));
+                    DiskContent::Live(Box::new(LiveDisk::open(&live.socket, &disk.target, since)?))
+                }
+                None => DiskContent::Layers(Chain::open(&disk.layer.path, &options)?),
+            };
+            disks.push(DiskSource { name: disk.target.clone(), content });
         }
         if let Some((copy, path)) = &variables {
             let layer = Backing { path: copy.path().to_owned(), format: "raw".into() };
             let options = OpenOptions { format: Some(image_format(&layer)?), ..OpenOptions::default() };
             images.push(image(NVRAM_DISK, &Backing { path: path.clone(), ..layer.clone() }));
-            disks.push(DiskSource { name: NVRAM_DISK.into(), chain: Chain::open(&layer.path, &options)? });
+            let content = DiskContent::Layers(Chain::open(&layer.path, &options)?);
+            disks.push(DiskSource { name: NVRAM_DISK.into(), content });
         }
         let mut private =
             PrivateMetadata { host: self.host.to_owned(), images, ..PrivateMetadata::default() };

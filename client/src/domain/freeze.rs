@@ -66,7 +66,7 @@ impl Lifecycle<'_> {
     }
 
     /// Whether the agent takes part.
-    fn asks_agent(&self, domain: &Domain, quiesce: Quiesce) -> Result<bool, DomainError> {
+    pub(super) fn asks_agent(&self, domain: &Domain, quiesce: Quiesce) -> Result<bool, DomainError> {
         if quiesce == Quiesce::Never {
             return Ok(false);
         }

@@ -5,12 +5,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::hypervisor::Backing;
 use crate::image::{Chain, Format, ImageError, LayerIdentity, OpenOptions, is_open_in_qemu};
 use crate::state::{Memo, Memos};
 
-use super::record::Content;
+use super::record::{Content, FileIdentity};
 use super::{DomainError, FreeSpace, Layers};
 
 /// Ending of a file that was set aside.
@@ -73,6 +74,13 @@ impl Layers for LocalLayers {
         };
         let chain = Chain::open(&layer.path, &options)?;
         Ok(chain.layer(chain.len() - 1).identity()?)
+    }
+
+    fn file(&self, path: &Path) -> Result<FileIdentity, DomainError> {
+        let found = fs::metadata(path).map_err(failed("look at", path))?;
+        let born = found.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let born = born.map(|born| u64::try_from(born.as_nanos()).unwrap_or(u64::MAX));
+        Ok(FileIdentity { path: path.to_owned(), device: found.dev(), inode: found.ino(), born })
     }
 
     fn flush(&self, path: &Path) -> Result<(), DomainError> {

@@ -6,6 +6,7 @@
 //! ```text
 //! rotate   base <- A <- B(active)      freeze      base <- A <- B <- C(active)      merge B into A     base <- A <- C(active)
 //! pivot    base <- A(active)           freeze      base <- A <- O(active)           merge O into A     base <- A(active)
+//! bitmap   base <- A(active)           pull        base <- A(active)                nothing            base <- A(active)
 //! ```
 //!
 //! What is about to be done is recorded durably before it is ([`record`]); whatever interrupts it, [`Lifecycle::recover`]
@@ -18,6 +19,7 @@ pub mod kept;
 mod layers;
 mod merge;
 mod plan;
+mod pull;
 pub mod record;
 mod recover;
 mod run;
@@ -31,10 +33,10 @@ pub use capture::{CaptureImages, ImageAccess};
 pub use error::DomainError;
 pub use freeze::Quiesce;
 pub use layers::LocalLayers;
-pub use plan::Wishes;
+pub use plan::{Approach, Wishes};
 pub use record::Strategy;
 pub use recover::Recovered;
-pub use run::{Capture, DomainOutcome, Frozen, FrozenChain, Intent};
+pub use run::{Capture, DomainOutcome, Frozen, FrozenChain, Intent, LiveExport};
 pub use steps::{FreeSpace, Hands, Journal, Layers, Moment, Observer, Step, Unobserved};
 
 use crate::hypervisor::Domain;

@@ -11,6 +11,8 @@ use super::steps::FreeSpace;
 
 /// Every overlay's name holds this, followed by the operation's nonce.
 const MARK: &str = ".underlay-";
+/// Bytes of randomness in an overlay's name.
+const NONCE: usize = 4;
 /// Bytes of a file's name that an overlay's name keeps.
 const LONGEST_STEM: usize = 120;
 /// What Nova calls its configuration drive.
@@ -20,11 +22,32 @@ const SPACE_SHARE: u64 = 10;
 const LEAST_SPACE: u64 = 64 << 20;
 const MOST_SPACE: u64 = 10 << 30;
 
+/// How a running domain is backed up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Approach {
+    /// The guest stays in the new overlay, and the overlay before is merged one layer down
+    Rotate,
+    /// The guest goes back to its original file after every backup
+    Pivot,
+    /// No layer is made: QEMU notes what the guest writes, and shows the disks as they were at one moment; qcow2 disks only
+    Bitmap,
+}
+
+impl From<Strategy> for Approach {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::Rotate => Self::Rotate,
+            Strategy::Pivot => Self::Pivot,
+        }
+    }
+}
+
 /// What the user wants.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
-    /// How to freeze; `None` is rotate, or pivot if another manager regenerates the definition.
-    pub strategy: Option<Strategy>,
+    /// How; `None` is rotate, or pivot if another manager regenerates the definition.
+    pub strategy: Option<Approach>,
     /// Where overlays go; `None` is beside each disk.
     pub overlay_folder: Option<PathBuf>,
     /// Writable disks that are left out.
@@ -150,7 +173,7 @@ fn selected(domain: &str, disk: &DomainDisk) -> Result<SelectedDisk, DomainError
 }
 
 /// The strategy for a running domain, if it may be touched at all.
-pub(super) fn guard(domain: &Domain, facts: &Facts, wishes: &Wishes) -> Result<Strategy, DomainError> {
+pub(super) fn guard(domain: &Domain, facts: &Facts, wishes: &Wishes) -> Result<Approach, DomainError> {
     let name = &domain.name;
     let refuse = |reason: String, hint: &str| Err(refused(name, reason, hint));
     if let Some(job) = &facts.domain_job {
@@ -184,23 +207,40 @@ pub(super) fn guard(domain: &Domain, facts: &Facts, wishes: &Wishes) -> Result<S
         );
     }
     let strategy = match (wishes.strategy, domain.instance().is_some()) {
-        (Some(Strategy::Rotate), true) => {
+        (Some(Approach::Rotate), true) => {
             return refuse(
                 "OpenStack Nova manages it and would start it from its original file".into(),
                 "leave --strategy out: such domains are given back to their original files",
             );
         }
         (Some(strategy), _) => strategy,
-        (None, true) => Strategy::Pivot,
-        (None, false) => Strategy::Rotate,
+        (None, true) => Approach::Pivot,
+        (None, false) => Approach::Rotate,
     };
-    if domain.inactive.is_none() && strategy == Strategy::Rotate {
+    if domain.inactive.is_none() && strategy == Approach::Rotate {
         return refuse(
             "it is transient: whoever starts it again would not know of its overlay".into(),
             "make it permanent with `virsh define`, or use --strategy pivot",
         );
     }
     Ok(strategy)
+}
+
+/// Refuses disks that cannot have a dirty bitmap.
+pub(super) fn guard_bitmaps(domain: &str, selection: &Selection) -> Result<(), DomainError> {
+    match selection.disks.iter().find(|disk| disk.active.format != "qcow2") {
+        None => Ok(()),
+        Some(disk) => Err(refused(
+            domain,
+            format!("disk {} is {}, and only qcow2 keeps dirty bitmaps", disk.target, disk.active.format),
+            "leave it out with --exclude-disk, or use another strategy",
+        )),
+    }
+}
+
+/// Randomness for the names of what one operation makes.
+pub(super) fn nonce() -> String {
+    hex::encode(underlay_store::key::random_bytes::<NONCE>())
 }
 
 /// Refuses disks whose live and inactive definitions do not name the same file: one of them would be frozen, the other

@@ -30,6 +30,63 @@ pub struct DomainRecord {
     pub thaw_pending: bool,
     /// What was begun and is not known to be complete.
     pub operation: Option<Operation>,
+    /// Since when the hypervisor notes what the guest writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
+    /// A pull that was begun and is not known to be over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<Pull>,
+    /// Checkpoints that are of no use any more, and whose bitmaps may still be there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub stale_checkpoints: BTreeSet<String>,
+}
+
+/// A dirty bitmap in every disk, and what the disks held when it was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tracking {
+    /// What the bitmaps are called, and the checkpoint that they belong to.
+    pub checkpoint: String,
+    /// The repository that holds what the disks held.
+    pub repository: RepositoryId,
+    /// The disks, by target.
+    pub disks: BTreeMap<String, TrackedDisk>,
+}
+
+/// A disk with a dirty bitmap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackedDisk {
+    /// The file with the bitmap.
+    pub file: FileIdentity,
+    /// What the disk held when it was begun.
+    pub root: Root,
+}
+
+/// A file, whatever becomes of its content: another one under its name is another one here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileIdentity {
+    /// Its path.
+    pub path: PathBuf,
+    /// The file system.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// When it was made, in nanoseconds since 1970, if the file system tells.
+    pub born: Option<u64>,
+}
+
+/// A pull that was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pull {
+    /// The checkpoint that began with it.
+    pub checkpoint: String,
+    /// Where it offers its exports.
+    pub socket: PathBuf,
+    /// Files that hold what the guest overwrites meanwhile.
+    pub scratch: Vec<PathBuf>,
 }
 
 /// What is known of a disk.
@@ -131,6 +188,9 @@ impl DomainRecord {
             disks: BTreeMap::new(),
             thaw_pending: false,
             operation: None,
+            tracking: None,
+            pull: None,
+            stale_checkpoints: BTreeSet::new(),
         }
     }
 

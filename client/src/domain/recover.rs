@@ -50,7 +50,11 @@ impl Lifecycle<'_> {
             };
             let name = match self.hands.domain(&record.name) {
                 Ok(domain) if domain.uuid == record.uuid => Some(domain.name),
-                Ok(_) | Err(HypervisorError::NoDomain { .. }) if record.operation.is_none() => continue,
+                Ok(_) | Err(HypervisorError::NoDomain { .. })
+                    if record.operation.is_none() && record.pull.is_none() =>
+                {
+                    continue;
+                }
                 Ok(_) | Err(HypervisorError::NoDomain { .. }) => self.hands.name_of(&record.uuid)?,
                 Err(error) => return Err(error.into()),
             };
@@ -87,9 +91,11 @@ impl Lifecycle<'_> {
     fn recover_gone(&self, uuid: &str, name: &str) -> Result<Vec<String>, DomainError> {
         let _lock = self.hands.lock(uuid)?.ok_or_else(|| DomainError::Busy { domain: name.to_owned() })?;
         let Some(mut record) = self.hands.load(uuid)? else { return Ok(Vec::new()) };
-        let Some(operation) = &record.operation else { return Ok(Vec::new()) };
+        if record.operation.is_none() && record.pull.is_none() {
+            return Ok(Vec::new());
+        }
         let mut left = Vec::new();
-        for disk in &operation.disks {
+        for disk in record.operation.iter().flat_map(|operation| &operation.disks) {
             let merged = disk.merge.iter().flat_map(|merge| &merge.overlays);
             for overlay in std::iter::once(&disk.overlay).chain(merged) {
                 if self.hands.exists(overlay)? {
@@ -101,6 +107,12 @@ impl Lifecycle<'_> {
             return Err(gone(name, &left));
         }
         record.operation = None;
+        // The guest never wrote to what a pull leaves behind.
+        for file in record.pull.take().into_iter().flat_map(|pull| pull.scratch) {
+            if self.hands.exists(&file)? && !self.hands.is_open(&file)? {
+                self.hands.remove(&file)?;
+            }
+        }
         record.thaw_pending = false;
         self.hands.store(&record)?;
         Ok(vec!["it is not defined any more, and nothing is left of its interrupted backup".to_owned()])
@@ -110,7 +122,7 @@ impl Lifecycle<'_> {
         let domain = self.hands.domain(name)?;
         let _lock = self.lock(&domain)?;
         let mut record = self.record(&domain)?;
-        let interrupted = record.operation.is_some();
+        let interrupted = record.operation.is_some() || record.pull.is_some();
         let mut actions = self.recover_record(&domain.name, &mut record)?;
         if interrupted && actions.is_empty() {
             actions.push("an interrupted backup had changed nothing yet".to_owned());
@@ -132,6 +144,7 @@ impl Lifecycle<'_> {
                 actions.push("the guest's file systems were thawed".to_owned());
             }
         }
+        actions.extend(self.recover_pull(name, record)?);
         // A guest that cannot be thawed now is no reason to leave its disks as they are.
         actions.extend(self.recover_disks(name, record)?);
         thawed.map(|()| actions)

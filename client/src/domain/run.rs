@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use underlay_store::id::RepositoryId;
+use underlay_store::id::{RepositoryId, Root};
 use underlay_store::snapshot::Consistency;
 
 use crate::backup::{CapturedDisk, Outcome};
@@ -12,10 +12,7 @@ use crate::hypervisor::{Backing, Domain};
 use super::merge::Merging;
 use super::plan::{self, Facts, SelectedDisk, Selection, Wishes};
 use super::record::{Content, DomainRecord, FrozenDisk, Operation, Phase, Strategy};
-use super::{DomainError, Lifecycle, Quiesce, Step};
-
-/// Bytes of randomness in an overlay's name.
-const NONCE: usize = 4;
+use super::{Approach, DomainError, Lifecycle, Quiesce, Step};
 
 /// Disks that nobody writes to for the moment, to be read now.
 #[derive(Debug)]
@@ -41,6 +38,17 @@ pub struct FrozenChain {
     pub layer: Backing,
     /// Files that libvirt vouches for as its layers.
     pub chain: BTreeSet<PathBuf>,
+    /// Where the running domain shows it, if the files are not to be read.
+    pub live: Option<LiveExport>,
+}
+
+/// A disk that a running domain shows as it was at one moment; its export is named by its target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveExport {
+    /// The socket.
+    pub socket: PathBuf,
+    /// What the disk held when the bitmap [`DIRTY_BITMAP`](crate::hypervisor::DIRTY_BITMAP) of that export was begun.
+    pub since: Option<Root>,
 }
 
 /// Reads frozen disks into a repository.
@@ -62,8 +70,8 @@ pub struct DomainOutcome {
     pub outcome: Outcome,
     /// How consistent it is.
     pub consistency: Consistency,
-    /// How its disks were frozen; `None` if it was stopped.
-    pub strategy: Option<Strategy>,
+    /// How; `None` if it was stopped.
+    pub strategy: Option<Approach>,
     /// What is left to do: layers that could not be brought together, which the next recovery tries again, or a guest that is not
     /// well. The snapshot is safe.
     pub unfinished: Option<DomainError>,
@@ -74,8 +82,8 @@ pub struct DomainOutcome {
 pub struct Intent {
     /// The domain.
     pub domain: String,
-    /// How its disks would be frozen; `None` if it is stopped.
-    pub strategy: Option<Strategy>,
+    /// How; `None` if it is stopped.
+    pub strategy: Option<Approach>,
     /// An interrupted backup would be brought in order first.
     pub recovers: bool,
     /// What would be done, a line each.
@@ -105,10 +113,18 @@ impl Lifecycle<'_> {
         if !domain.is_running() {
             return self.backup_stopped(&domain, &record, &selection, capture);
         }
+        if wishes.strategy == Some(Approach::Bitmap) {
+            return self.backup_by_bitmap(&domain, &mut record, &selection, wishes, quiesce, capture);
+        }
         let operation = self.operation(&domain, &selection, &record, wishes)?;
-        let strategy = operation.strategy;
+        // What happens to bitmaps while layers are made and merged is for libvirt to know.
+        self.stop_tracking(name, &mut record)?;
+        let strategy = operation.strategy.into();
         let read = self.freeze(&domain, &mut record, operation, quiesce).and_then(|consistency| {
-            Ok((consistency, self.read_frozen(&domain, &record, &selection, consistency, capture)?))
+            Ok((
+                consistency,
+                self.read_frozen(&domain, &record, &selection, consistency, capture, &|_| None)?,
+            ))
         });
         let (consistency, outcome) = match read {
             Ok(read) => read,
@@ -128,7 +144,7 @@ impl Lifecycle<'_> {
     }
 
     /// A guest whose overlay found no room while it was frozen does not run, whatever became of its backup.
-    fn expect_not_stuck(&self, name: &str) -> Result<(), DomainError> {
+    pub(super) fn expect_not_stuck(&self, name: &str) -> Result<(), DomainError> {
         match self.hands.is_stuck(name) {
             Ok(true) => Err(DomainError::Unsound {
                 domain: name.to_owned(),
@@ -143,7 +159,7 @@ impl Lifecycle<'_> {
     }
 
     /// A guest that may still be frozen when its backup has failed is told of, for the error says something else.
-    fn thaw_at_last(&self, name: &str, record: &mut DomainRecord) {
+    pub(super) fn thaw_at_last(&self, name: &str, record: &mut DomainRecord) {
         if record.thaw_pending
             && let Err(error) = self.thaw(name, record)
         {
@@ -178,12 +194,28 @@ impl Lifecycle<'_> {
             intent.steps.extend(read);
             return Ok(intent);
         }
+        if wishes.strategy == Some(Approach::Bitmap) {
+            plan::guard_bitmaps(name, &selection)?;
+            intent.strategy = Some(Approach::Bitmap);
+            let read = selection.disks.iter().map(|disk| {
+                let since =
+                    record.tracking.as_ref().is_some_and(|known| known.disks.contains_key(&disk.target));
+                let what = if since {
+                    "what was written since the last backup, if its bitmap is sound"
+                } else {
+                    "all of it"
+                };
+                format!("show {} as it is at one moment, and read {what}", disk.target)
+            });
+            intent.steps.extend(read);
+            return Ok(intent);
+        }
         let operation = match recovers {
             // Its jobs and overlays are still there, and would be refused.
             true => self.planned(&domain, &selection, &record, wishes, &Facts::default())?,
             false => self.operation(&domain, &selection, &record, wishes)?,
         };
-        intent.strategy = Some(operation.strategy);
+        intent.strategy = Some(operation.strategy.into());
         intent.steps.extend(operation.disks.iter().flat_map(|disk| describe(disk, operation.strategy)));
         Ok(intent)
     }
@@ -205,7 +237,12 @@ impl Lifecycle<'_> {
         record: &DomainRecord,
         wishes: &Wishes,
     ) -> Result<Operation, DomainError> {
-        let name = &domain.name;
+        let facts = self.facts(&domain.name, selection)?;
+        self.planned(domain, selection, record, wishes, &facts)
+    }
+
+    /// What else there is about a running domain that could stand in the way.
+    pub(super) fn facts(&self, name: &str, selection: &Selection) -> Result<Facts, DomainError> {
         let mut facts = Facts {
             snapshots: self.hands.snapshots(name)?,
             checkpoints: self.hands.checkpoints(name)?,
@@ -217,7 +254,7 @@ impl Lifecycle<'_> {
                 facts.block_jobs.insert(disk.target.clone(), job);
             }
         }
-        self.planned(domain, selection, record, wishes, &facts)
+        Ok(facts)
     }
 
     fn planned(
@@ -228,9 +265,11 @@ impl Lifecycle<'_> {
         wishes: &Wishes,
         facts: &Facts,
     ) -> Result<Operation, DomainError> {
-        let strategy = plan::guard(domain, facts, wishes)?;
-        let nonce = hex::encode(underlay_store::key::random_bytes::<NONCE>());
-        let operation = plan::operation(domain, selection, record, strategy, wishes, &nonce)?;
+        let strategy = match plan::guard(domain, facts, wishes)? {
+            Approach::Pivot => Strategy::Pivot,
+            Approach::Rotate | Approach::Bitmap => Strategy::Rotate,
+        };
+        let operation = plan::operation(domain, selection, record, strategy, wishes, &plan::nonce())?;
         let mut wanted = Vec::new();
         for disk in &operation.disks {
             let folder = disk.overlay.parent().unwrap_or(Path::new("/"));
@@ -258,20 +297,24 @@ impl Lifecycle<'_> {
             }
             false => Consistency::Offline,
         };
-        let outcome = self.read_frozen(domain, record, selection, consistency, capture)?;
+        let outcome = self.read_frozen(domain, record, selection, consistency, capture, &|_| None)?;
         Ok(DomainOutcome { outcome, consistency, strategy: None, unfinished: None })
     }
 
     /// Reads what nobody writes to now and commits it.
-    fn read_frozen(
+    pub(super) fn read_frozen(
         &self,
         domain: &Domain,
         record: &DomainRecord,
         selection: &Selection,
         consistency: Consistency,
         capture: &dyn Capture,
+        live: &dyn Fn(&SelectedDisk) -> Option<LiveExport>,
     ) -> Result<Outcome, DomainError> {
-        let frozen = frozen(domain, record, selection, consistency);
+        let mut frozen = frozen(domain, record, selection, consistency);
+        for (disk, selected) in frozen.disks.iter_mut().zip(&selection.disks) {
+            disk.live = live(selected);
+        }
         self.hands.step(Step::Capture, || capture.capture(&frozen))
     }
 
@@ -344,6 +387,7 @@ fn frozen<'a>(
         bus: disk.bus.clone(),
         layer: disk.active.clone(),
         chain: chain_of(disk, record),
+        live: None,
     });
     Frozen { domain, consistency, disks: disks.collect(), excluded: &selection.excluded }
 }

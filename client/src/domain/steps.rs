@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::hypervisor::{Backing, BlockJob, Domain, Hypervisor, HypervisorError, Overlay};
+use crate::hypervisor::{Backing, BlockJob, Domain, Hypervisor, HypervisorError, Overlay, PullRequest};
 use crate::image::LayerIdentity;
 use crate::state::StateError;
 
 use super::DomainError;
-use super::record::{Content, DomainRecord};
+use super::record::{Content, DomainRecord, FileIdentity};
 
 /// One thing that changes the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +21,8 @@ pub enum Step {
     Record,
     /// All disks are frozen at one moment.
     Freeze,
+    /// The guest's file systems are frozen.
+    Quiesce,
     /// The guest's file systems are thawed.
     Thaw,
     /// The snapshot is committed to the repository.
@@ -33,6 +35,16 @@ pub enum Step {
     Pivot,
     /// An overlay of a stopped domain is merged.
     CommitStopped,
+    /// A pull begins, and with it a checkpoint.
+    BeginPull,
+    /// A pull is ended.
+    EndPull,
+    /// The hypervisor's record of a checkpoint is dropped.
+    ForgetCheckpoint,
+    /// The hypervisor is told of a checkpoint again.
+    KnowCheckpoint,
+    /// A checkpoint is removed with its bitmaps.
+    RemoveCheckpoint,
     /// A definition is changed.
     Define,
     /// A memo of a merged layer is written.
@@ -85,6 +97,8 @@ pub trait Layers: Send + Sync {
     fn free_space(&self, folder: &Path) -> Result<FreeSpace, DomainError>;
     /// What the layer's file is now.
     fn identity(&self, layer: &Backing, chain: &BTreeSet<PathBuf>) -> Result<LayerIdentity, DomainError>;
+    /// Which file is at a path now.
+    fn file(&self, path: &Path) -> Result<FileIdentity, DomainError>;
     /// Makes durable whatever was written to a file, by whomever.
     fn flush(&self, path: &Path) -> Result<(), DomainError>;
     /// Remembers that `layer` now holds what was read as `content`.
@@ -203,6 +217,18 @@ impl<'a> Hands<'a> {
         self.layers.identity(layer, chain)
     }
 
+    pub(super) fn file(&self, path: &Path) -> Result<FileIdentity, DomainError> {
+        self.layers.file(path)
+    }
+
+    pub(super) fn run_folder(&self, domain: &str) -> Result<Option<PathBuf>, HypervisorError> {
+        self.hypervisor.run_folder(domain)
+    }
+
+    pub(super) fn pull_socket(&self, domain: &str) -> Result<Option<PathBuf>, HypervisorError> {
+        self.hypervisor.pull_socket(domain)
+    }
+
     pub(super) fn flush(&self, path: &Path) -> Result<(), DomainError> {
         self.layers.flush(path)
     }
@@ -241,6 +267,35 @@ impl Hands<'_> {
         quiesce: Option<Duration>,
     ) -> Result<(), HypervisorError> {
         self.step(Step::Freeze, || self.hypervisor.freeze(domain, overlays, quiesce))
+    }
+
+    pub(super) fn quiesce(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {
+        self.step(Step::Quiesce, || self.hypervisor.quiesce(domain, patience))
+    }
+
+    pub(super) fn begin_pull(&self, domain: &str, request: &PullRequest) -> Result<(), HypervisorError> {
+        self.step(Step::BeginPull, || self.hypervisor.begin_pull(domain, request))
+    }
+
+    pub(super) fn end_pull(&self, domain: &str) -> Result<(), HypervisorError> {
+        self.step(Step::EndPull, || self.hypervisor.end_pull(domain))
+    }
+
+    pub(super) fn forget_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
+        self.step(Step::ForgetCheckpoint, || self.hypervisor.forget_checkpoint(domain, checkpoint))
+    }
+
+    pub(super) fn know_checkpoint(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        self.step(Step::KnowCheckpoint, || self.hypervisor.know_checkpoint(domain, checkpoint, targets))
+    }
+
+    pub(super) fn remove_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
+        self.step(Step::RemoveCheckpoint, || self.hypervisor.remove_checkpoint(domain, checkpoint))
     }
 
     pub(super) fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {

@@ -42,6 +42,11 @@ pub enum HypervisorError {
 }
 
 impl HypervisorError {
+    /// What a hypervisor says that cannot do something.
+    pub(super) fn unsupported(what: &str) -> Self {
+        Self::Failed { command: what.to_owned(), message: "this hypervisor does not offer it".into() }
+    }
+
     /// What the user can do next, if there is something. One sentence, not part of the error's text.
     pub fn hint(&self) -> Option<&'static str> {
         match self {

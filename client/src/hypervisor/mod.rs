@@ -11,6 +11,7 @@ mod error;
 mod nova;
 mod parse;
 mod program;
+mod pull;
 mod redirect;
 mod virsh;
 
@@ -22,6 +23,7 @@ pub use define::{DefineError, define_new, ensure_free};
 pub use definition::{Agent, Backing, Definition, DiskKind, DomainDisk, Firmware, Mirror, Source};
 pub use error::HypervisorError;
 pub use nova::{NovaFlavor, NovaInstance};
+pub use pull::{DIRTY_BITMAP, PullRequest, PulledDisk};
 pub use redirect::redirect;
 pub use virsh::Virsh;
 
@@ -147,6 +149,53 @@ pub trait Hypervisor: Send + Sync {
         overlays: &[Overlay],
         quiesce: Option<Duration>,
     ) -> Result<(), HypervisorError>;
+
+    /// Flushes and freezes the guest's file systems through its agent, waiting at most `patience` for it.
+    fn quiesce(&self, _domain: &str, _patience: Duration) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("freezing file systems"))
+    }
+
+    /// Shows disks as they are at this moment, over NBD, while the guest goes on, and begins a checkpoint. Nothing of the disks changes but
+    /// for the bitmap. Ends by [`Hypervisor::end_pull`], or with the domain.
+    fn begin_pull(&self, _domain: &str, _request: &PullRequest) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("showing disks"))
+    }
+
+    /// The folder that belongs to the process of a running domain, in which it may make sockets; `None` if that is not known. It need
+    /// not be there.
+    fn run_folder(&self, _domain: &str) -> Result<Option<PathBuf>, HypervisorError> {
+        Ok(None)
+    }
+
+    /// Where the pull that is under way offers its exports, whoever began it; `None` if there is none.
+    fn pull_socket(&self, _domain: &str) -> Result<Option<PathBuf>, HypervisorError> {
+        Ok(None)
+    }
+
+    /// Ends the pull.
+    fn end_pull(&self, _domain: &str) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("showing disks"))
+    }
+
+    /// Drops the hypervisor's record of a checkpoint, and leaves its bitmaps alone.
+    fn forget_checkpoint(&self, _domain: &str, _checkpoint: &str) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("checkpoints"))
+    }
+
+    /// Makes the hypervisor know a checkpoint again, if its bitmaps are in all these disks, and sound.
+    fn know_checkpoint(
+        &self,
+        _domain: &str,
+        _checkpoint: &str,
+        _targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("checkpoints"))
+    }
+
+    /// Removes a checkpoint that the hypervisor knows, with its bitmaps.
+    fn remove_checkpoint(&self, _domain: &str, _checkpoint: &str) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("checkpoints"))
+    }
 
     /// Thaws the guest's file systems, waiting at most `patience` for the agent. Thawing what is not frozen does no harm.
     fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError>;

@@ -6,6 +6,7 @@
 
 mod answers;
 mod arguments;
+mod pull;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{self, Path};
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::parse::{Subject, subject};
 use super::program::{CommandLine, Wait};
-use super::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay};
+use super::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest};
 
 /// How long to wait for an answer.
 const READING: Duration = Duration::from_secs(120);
@@ -285,6 +286,46 @@ impl Hypervisor for Virsh {
             Some(patience) => self.with_patience(domain, patience, freeze),
             None => freeze(&reference),
         }
+    }
+
+    fn quiesce(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {
+        self.with_patience(domain, patience, |reference| {
+            let limit = PROMPT.saturating_add(patience.saturating_mul(3));
+            self.change(domain, &self.about("domfsfreeze", reference), Some(limit))
+        })
+    }
+
+    fn begin_pull(&self, domain: &str, request: &PullRequest) -> Result<(), HypervisorError> {
+        self.begin(domain, request)
+    }
+
+    fn run_folder(&self, domain: &str) -> Result<Option<path::PathBuf>, HypervisorError> {
+        self.private_folder(domain)
+    }
+
+    fn pull_socket(&self, domain: &str) -> Result<Option<path::PathBuf>, HypervisorError> {
+        self.socket(domain)
+    }
+
+    fn end_pull(&self, domain: &str) -> Result<(), HypervisorError> {
+        self.change(domain, &self.about("domjobabort", &self.reference(domain)?), Some(PROMPT))
+    }
+
+    fn forget_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
+        self.drop_checkpoint(domain, checkpoint, &["--metadata"])
+    }
+
+    fn know_checkpoint(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        self.know(domain, checkpoint, targets)
+    }
+
+    fn remove_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
+        self.drop_checkpoint(domain, checkpoint, &[])
     }
 
     fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {

@@ -173,6 +173,13 @@ fn next(step: Step) -> Option<Step> {
         Step::Remember => Some(Step::Remove),
         Step::Remove => Some(Step::SetAside),
         Step::SetAside => None,
+        // The double shows no disks: `real_domain_bitmap` kills a real backup at each of these.
+        Step::Quiesce
+        | Step::BeginPull
+        | Step::EndPull
+        | Step::ForgetCheckpoint
+        | Step::KnowCheckpoint
+        | Step::RemoveCheckpoint => None,
     }
 }
 

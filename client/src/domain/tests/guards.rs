@@ -7,7 +7,7 @@ use super::machine::{Copying, Mood, NAME};
 use super::rig::Rig;
 use super::world::{Interruption, Layout, World};
 use crate::backup::Outcome;
-use crate::domain::{Capture, DomainError, Frozen, Lifecycle, Quiesce, Strategy, Wishes};
+use crate::domain::{Approach, Capture, DomainError, Frozen, Lifecycle, Quiesce, Strategy, Wishes};
 
 /// What is said, and what can be done, when a backup of a domain made like this is wanted.
 fn refusal(layout: Layout, wishes: &Wishes, make: impl FnOnce(&mut World)) -> (String, String) {
@@ -80,7 +80,7 @@ fn a_domain_that_starts_from_elsewhere_is_refused() {
         "it is transient: whoever starts it again would not know of its overlay",
         "--strategy pivot",
     );
-    let rotate = Wishes { strategy: Some(Strategy::Rotate), ..Wishes::default() };
+    let rotate = Wishes { strategy: Some(Approach::Rotate), ..Wishes::default() };
     assert_refused(
         Layout { nova: true, ..Layout::default() },
         &rotate,
@@ -113,14 +113,14 @@ fn nobody_is_told_to_stop_a_domain_that_would_fall_back() {
 
 #[test]
 fn a_transient_domain_and_one_of_nova_pivot() {
-    let pivot = Wishes { strategy: Some(Strategy::Pivot), ..Wishes::default() };
+    let pivot = Wishes { strategy: Some(Approach::Pivot), ..Wishes::default() };
     let transient = Layout { transient: true, ..Layout::default() };
     let nova = Layout { nova: true, ..Layout::default() };
     for (layout, wishes) in [(transient, pivot), (nova, Wishes::default())] {
         let rig = Rig::new(layout, 5);
         let done = rig.run(|lifecycle| lifecycle.backup(NAME, &wishes, Quiesce::IfPossible, &rig.host));
         let done = done.unwrap().unwrap();
-        assert_eq!(done.strategy, Some(Strategy::Pivot));
+        assert_eq!(done.strategy, Some(Approach::Pivot));
         assert!(done.unfinished.is_none() && rig.is_given_back());
         rig.check();
     }

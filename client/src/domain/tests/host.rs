@@ -244,6 +244,10 @@ impl Hypervisor for Host {
         }
     }
 
+    fn quiesce(&self, _: &str, _: Duration) -> Result<(), HypervisorError> {
+        Host::quiesce(self)
+    }
+
     fn thaw(&self, _: &str, _: Duration) -> Result<(), HypervisorError> {
         let fault = self.begin()?;
         let thawed = self.thawed();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::host::Host;
 use super::world::World;
-use crate::domain::record::{Content, DomainRecord};
+use crate::domain::record::{Content, DomainRecord, FileIdentity};
 use crate::domain::{DomainError, FreeSpace, Journal, Layers, Moment, Observer, Step};
 use crate::hypervisor::{Backing, HypervisorError};
 use crate::image::LayerIdentity;
@@ -71,6 +71,12 @@ impl Layers for Host {
             true => Ok(world.images.get(&layer.path).identity()),
             false => Err(file_error("open", &layer.path, super::host::failed("no such file"))),
         }
+    }
+
+    fn file(&self, path: &Path) -> Result<FileIdentity, DomainError> {
+        let found = self.ask().map_err(|error| file_error("look at", path, error))?;
+        let inode = found.images.get(path).identity().inode;
+        Ok(FileIdentity { path: path.to_owned(), device: 1, inode, born: None })
     }
 
     fn flush(&self, path: &Path) -> Result<(), DomainError> {

@@ -38,7 +38,11 @@ impl World {
     /// Reads a disk: what memos vouch for, from the base up, is not read.
     fn read(&mut self, name: &str, chain: &[PathBuf]) -> Read {
         let mut read = Read {
-            captured: CapturedDisk { name: name.to_owned(), layers: Vec::new() },
+            captured: CapturedDisk {
+                name: name.to_owned(),
+                root: Root { size: 0, node: None },
+                layers: Vec::new(),
+            },
             memos: Vec::new(),
             content: Content::new(),
         };
@@ -58,6 +62,7 @@ impl World {
                     root
                 }
             };
+            read.captured.root = root;
             read.content = self.trees[&root].clone();
             read.captured.layers.push(CapturedLayer { identity, root });
         }

@@ -106,7 +106,7 @@ impl Rig {
     }
 
     pub fn backup(&self, strategy: Strategy, quiesce: Quiesce) -> Option<Result<DomainOutcome, DomainError>> {
-        let wishes = Wishes { strategy: Some(strategy), ..Wishes::default() };
+        let wishes = Wishes { strategy: Some(strategy.into()), ..Wishes::default() };
         let result = self.run(|lifecycle| lifecycle.backup(NAME, &wishes, quiesce, &self.host));
         self.check();
         if let Some(Ok(DomainOutcome { unfinished: None, .. })) = &result {

@@ -1,0 +1,374 @@
+//! Backing up a running domain by dirty bitmaps: no layer is made, none is merged.
+//!
+//! ```text
+//! bitmap   base <- A(active)       pull     base <- A(active), shown as it was      nothing is merged      base <- A(active)
+//! ```
+//!
+//! QEMU notes in a bitmap what the guest writes. A *pull* shows the disks as they are at one moment, with what was written since the moment
+//! before, and begins the next bitmap. The hypervisor's records of checkpoints are dropped as soon as it is under way, for they would
+//! be in the way of whoever else manages the domain; it is told of the old one again when it is needed.
+//!
+//! A bitmap is believed only if the files are the same, libvirt finds it in all of them and sound, and a snapshot still holds what
+//! the disks held when it was begun. Everything else is answered by reading all of the disks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use underlay_store::id::RepositoryId;
+use underlay_store::snapshot::Consistency;
+
+use crate::backup::Outcome;
+use crate::hypervisor::{Domain, PullRequest, PulledDisk};
+
+use super::plan::{self, SelectedDisk, Selection};
+use super::record::{DomainRecord, FileIdentity, Pull, TrackedDisk, Tracking};
+use super::run::{Capture, DomainOutcome, LiveExport};
+use super::{Approach, DomainError, Lifecycle, Quiesce, Wishes};
+
+/// Every checkpoint's name begins with this.
+const MARK: &str = "underlay-";
+/// libvirt removes the files of a pull a moment after it ended.
+const LINGERING: Duration = Duration::from_secs(2);
+/// Bytes of a path that a socket can have.
+const LONGEST_SOCKET: usize = 107;
+
+impl Lifecycle<'_> {
+    /// Backs up a running domain by dirty bitmaps.
+    pub(super) fn backup_by_bitmap(
+        &self,
+        domain: &Domain,
+        record: &mut DomainRecord,
+        selection: &Selection,
+        wishes: &Wishes,
+        quiesce: Quiesce,
+        capture: &dyn Capture,
+    ) -> Result<DomainOutcome, DomainError> {
+        let name = &domain.name;
+        let mut request = self.pull_request(domain, selection, wishes)?;
+        self.remove_stale_checkpoints(name, record)?;
+        let with_agent = self.asks_agent(domain, quiesce)?;
+        // From here on libvirt may know checkpoints of ours.
+        record.pull = Some(Pull {
+            checkpoint: request.checkpoint.clone(),
+            socket: request.socket.clone(),
+            scratch: request.disks.iter().map(|disk| disk.scratch.clone()).collect(),
+        });
+        record.thaw_pending = with_agent;
+        self.hands.store(record)?;
+        let begun = self.tracked(name, record, selection, capture.repository()).and_then(|tracked| {
+            request.since = tracked.as_ref().map(|known| known.checkpoint.clone());
+            Ok((self.begin_pull(name, record, &request, with_agent, quiesce)?, tracked))
+        });
+        let read = begun.and_then(|(consistency, tracked)| {
+            let exports = |disk: &SelectedDisk| {
+                let since = tracked.as_ref().and_then(|known| known.disks.get(&disk.target));
+                Some(LiveExport { socket: request.socket.clone(), since: since.map(|disk| disk.root) })
+            };
+            let files = self.files(selection)?;
+            let outcome = self.read_frozen(domain, record, selection, consistency, capture, &exports)?;
+            // A disk that was replaced meanwhile has another bitmap, or none.
+            let files = files
+                .into_iter()
+                .filter(|(_, file)| self.hands.file(&file.path).is_ok_and(|now| now == *file));
+            Ok((consistency, tracking(&request, &outcome, files.collect(), capture.repository()), outcome))
+        });
+        match read {
+            Ok((consistency, tracking, outcome)) => {
+                if let Some(old) = record.tracking.take() {
+                    record.stale_checkpoints.insert(old.checkpoint);
+                }
+                record.tracking = Some(tracking);
+                let ended = self.end_pull(name, record);
+                let thawed = if record.thaw_pending { self.thaw(name, record) } else { Ok(()) };
+                let unfinished = ended.and(thawed).and_then(|()| self.expect_not_stuck(name)).err();
+                Ok(DomainOutcome { outcome, consistency, strategy: Some(Approach::Bitmap), unfinished })
+            }
+            Err(error) => {
+                // What began with it is of no use: no snapshot holds what the disks held then.
+                record.stale_checkpoints.insert(request.checkpoint.clone());
+                let error = match self.end_pull(name, record) {
+                    Ok(()) => error,
+                    Err(second) => {
+                        DomainError::NotGivenBack { first: Box::new(error), second: Box::new(second) }
+                    }
+                };
+                self.thaw_at_last(name, record);
+                Err(error)
+            }
+        }
+    }
+
+    /// What is asked for, without what came before.
+    fn pull_request(
+        &self,
+        domain: &Domain,
+        selection: &Selection,
+        wishes: &Wishes,
+    ) -> Result<PullRequest, DomainError> {
+        let nonce = plan::nonce();
+        plan::guard(domain, &self.facts(&domain.name, selection)?, wishes)?;
+        plan::guard_bitmaps(&domain.name, selection)?;
+        let folder = |disk: &SelectedDisk| match &wishes.overlay_folder {
+            Some(folder) => folder.clone(),
+            None => disk.active.path.parent().unwrap_or(Path::new("/")).to_owned(),
+        };
+        let mut wanted = Vec::new();
+        let mut disks = Vec::new();
+        for disk in &selection.disks {
+            let (target, folder) = (&disk.target, folder(disk));
+            let size = self.hands.capacity(&domain.name, target)?;
+            wanted.push((folder.clone(), self.hands.free_space(&folder)?, size));
+            let scratch = folder.join(format!("{MARK}{nonce}.{target}.scratch"));
+            disks.push(PulledDisk { target: target.clone(), scratch });
+        }
+        plan::guard_space(&domain.name, &wanted)?;
+        let socket = self.socket(domain, wishes, &folder(&selection.disks[0]), &nonce)?;
+        Ok(PullRequest { checkpoint: format!("{MARK}{nonce}"), since: None, socket, disks })
+    }
+
+    /// A place where QEMU can make a socket: the folder that the user names, the domain's own, or beside the first disk.
+    fn socket(
+        &self,
+        domain: &Domain,
+        wishes: &Wishes,
+        beside: &Path,
+        nonce: &str,
+    ) -> Result<PathBuf, DomainError> {
+        let own = match &wishes.overlay_folder {
+            None => self.hands.run_folder(&domain.name)?,
+            Some(_) => None,
+        };
+        let own = own.filter(|folder| self.hands.exists(folder).unwrap_or(false));
+        let folder = own.or_else(|| wishes.overlay_folder.clone()).unwrap_or_else(|| beside.to_owned());
+        let socket = folder.join(format!("{MARK}{nonce}.sock"));
+        match socket.as_os_str().len() {
+            0..=LONGEST_SOCKET => Ok(socket),
+            length => Err(plan::refused(
+                &domain.name,
+                format!(
+                    "the path of a socket in {} would have {length} bytes, and may have {LONGEST_SOCKET}",
+                    folder.display()
+                ),
+                "name a folder with a shorter path by --overlay-dir, in which QEMU may make files",
+            )),
+        }
+    }
+
+    /// The bitmaps to read by, if they are to be believed. libvirt knows their checkpoint then.
+    fn tracked(
+        &self,
+        name: &str,
+        record: &DomainRecord,
+        selection: &Selection,
+        repository: RepositoryId,
+    ) -> Result<Option<Tracking>, DomainError> {
+        let Some(known) = &record.tracking else { return Ok(None) };
+        let problem = if known.repository != repository {
+            Some("the bitmaps belong to backups to another repository".to_owned())
+        } else {
+            self.changed_file(known, selection)?
+        };
+        let problem = problem.or_else(|| {
+            let targets: Vec<&str> = selection.disks.iter().map(|disk| disk.target.as_str()).collect();
+            let told = self.hands.know_checkpoint(name, &known.checkpoint, &targets);
+            told.err().map(|error| format!("the bitmap {} cannot be used ({error})", known.checkpoint))
+        });
+        if let Some(problem) = problem {
+            self.notice(name, &format!("{problem}: all of its disks is read"));
+            return Ok(None);
+        }
+        Ok(Some(known.clone()))
+    }
+
+    /// The first disk that is not what it was when its bitmap was begun.
+    fn changed_file(&self, known: &Tracking, selection: &Selection) -> Result<Option<String>, DomainError> {
+        for disk in &selection.disks {
+            let target = &disk.target;
+            match known.disks.get(target) {
+                None => return Ok(Some(format!("disk {target} has no bitmap"))),
+                Some(tracked) if self.hands.file(&disk.active.path)? != tracked.file => {
+                    return Ok(Some(format!("disk {target} is another file than before")));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// The files of the disks, by target.
+    fn files(&self, selection: &Selection) -> Result<BTreeMap<String, FileIdentity>, DomainError> {
+        let file = |disk: &SelectedDisk| Ok((disk.target.clone(), self.hands.file(&disk.active.path)?));
+        selection.disks.iter().map(file).collect()
+    }
+
+    /// Begins the pull, and drops libvirt's records of checkpoints. When this fails it may be under way.
+    fn begin_pull(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        request: &PullRequest,
+        with_agent: bool,
+        quiesce: Quiesce,
+    ) -> Result<Consistency, DomainError> {
+        let frozen = match with_agent {
+            true => self.quiesce(name, record, quiesce)?,
+            false => false,
+        };
+        let begun = self.hands.begin_pull(name, request);
+        // At once: libvirt refuses to undefine a domain with checkpoints, and others do that when they start it anew.
+        let forgotten = self.forget_checkpoints(name, record);
+        let thawed = if frozen { self.thaw(name, record) } else { Ok(()) };
+        begun?;
+        forgotten?;
+        if let Err(error) = thawed {
+            // It stays recorded, and is tried again when the backup is done.
+            self.notice(name, &error.to_string());
+        }
+        Ok(if frozen { Consistency::Filesystem } else { Consistency::Crash })
+    }
+
+    /// Freezes the guest's file systems, if they can be; whether they are.
+    fn quiesce(&self, name: &str, record: &mut DomainRecord, quiesce: Quiesce) -> Result<bool, DomainError> {
+        let Err(error) = self.hands.quiesce(name, self.patience.quiesce) else { return Ok(true) };
+        // They may be frozen, or may become so when a slow agent comes to it.
+        let thawed = self.thaw(name, record);
+        let reason = error.to_string();
+        if quiesce == Quiesce::Required {
+            thawed?;
+            return Err(DomainError::NotQuiesced { domain: name.to_owned(), reason });
+        }
+        if let Err(error) = thawed {
+            self.notice(name, &error.to_string());
+        }
+        self.notice(name, &format!("{reason}: this backup is crash-consistent"));
+        Ok(false)
+    }
+
+    /// Drops libvirt's records of all checkpoints of ours; their bitmaps stay.
+    fn forget_checkpoints(&self, name: &str, record: &DomainRecord) -> Result<(), DomainError> {
+        for checkpoint in self.hands.checkpoints(name)? {
+            if is_ours(record, &checkpoint) {
+                self.hands.forget_checkpoint(name, &checkpoint)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a pull that was begun, wherever it is, and removes what it leaves behind. What is recorded otherwise stays.
+    pub(super) fn end_pull(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
+        self.hands.store(record)?;
+        let Some(pull) = record.pull.clone() else { return Ok(()) };
+        let domain = self.hands.domain(name)?;
+        if domain.is_running() && self.hands.pull_socket(name)?.as_deref() == Some(&pull.socket) {
+            self.hands.end_pull(name)?;
+        }
+        self.forget_checkpoints(name, record)?;
+        for file in &pull.scratch {
+            self.remove_left_over(&domain, file)?;
+        }
+        // Nobody listens there any more; it cannot be asked for locks.
+        if self.hands.exists(&pull.socket)? {
+            self.hands.remove(&pull.socket)?;
+        }
+        record.pull = None;
+        self.hands.store(record)?;
+        self.remove_stale_checkpoints(name, record)
+    }
+
+    /// Removes a file of a pull that libvirt has not removed itself, which takes it a moment.
+    fn remove_left_over(&self, domain: &Domain, path: &Path) -> Result<(), DomainError> {
+        let started = Instant::now();
+        while self.hands.exists(path)? && started.elapsed() < self.patience.close.min(LINGERING) {
+            std::thread::sleep(self.patience.poll);
+        }
+        self.remove_unused(domain, path)
+    }
+
+    /// Removes bitmaps that are of no use any more. Only a running domain's can be; the others wait.
+    pub(super) fn remove_stale_checkpoints(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+    ) -> Result<(), DomainError> {
+        if record.stale_checkpoints.is_empty() || !self.hands.domain(name)?.is_running() {
+            return Ok(());
+        }
+        let domain = self.hands.domain(name)?;
+        let disks = domain.live.iter().flat_map(|live| &live.disks);
+        let targets: Vec<&str> =
+            disks.filter(|disk| !disk.read_only).map(|disk| disk.target.as_str()).collect();
+        let mut left = BTreeSet::new();
+        for checkpoint in &record.stale_checkpoints {
+            // Each disk by itself: some may not have it.
+            for target in &targets {
+                if self.hands.know_checkpoint(name, checkpoint, &[target]).is_ok()
+                    && let Err(error) = self.hands.remove_checkpoint(name, checkpoint)
+                {
+                    self.notice(
+                        name,
+                        &format!("{error}: the bitmap {checkpoint} of disk {target} stays for now"),
+                    );
+                    left.insert(checkpoint.clone());
+                }
+            }
+        }
+        if !left.is_empty() {
+            self.forget_checkpoints(name, record)?;
+        }
+        record.stale_checkpoints = left;
+        self.hands.store(record)?;
+        Ok(())
+    }
+
+    /// Stops believing the bitmaps, because something else is about to be done to the disks, and removes them.
+    pub(super) fn stop_tracking(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
+        let Some(known) = record.tracking.take() else { return Ok(()) };
+        record.stale_checkpoints.insert(known.checkpoint);
+        self.hands.store(record)?;
+        self.remove_stale_checkpoints(name, record)
+    }
+
+    /// Brings an interrupted pull in order; what was done.
+    pub(super) fn recover_pull(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+    ) -> Result<Option<String>, DomainError> {
+        let Some(pull) = record.pull.clone() else {
+            // A run that was killed while it removed a bitmap has left libvirt's record of it.
+            if record.tracking.is_some() || !record.stale_checkpoints.is_empty() {
+                self.forget_checkpoints(name, record)?;
+            }
+            return Ok(None);
+        };
+        // Whether a snapshot holds what the disks held then is not known.
+        if record.tracking.as_ref().is_none_or(|known| known.checkpoint != pull.checkpoint) {
+            record.stale_checkpoints.insert(pull.checkpoint.clone());
+        }
+        self.end_pull(name, record)?;
+        Ok(Some("an interrupted pull of its disks is ended".to_owned()))
+    }
+}
+
+/// Whether a checkpoint is one that this record knows of.
+fn is_ours(record: &DomainRecord, checkpoint: &str) -> bool {
+    let current = record.pull.as_ref().map(|pull| &pull.checkpoint);
+    let tracked = record.tracking.as_ref().map(|known| &known.checkpoint);
+    let known = current.into_iter().chain(tracked).chain(&record.stale_checkpoints);
+    checkpoint.starts_with(MARK) && known.into_iter().any(|known| known == checkpoint)
+}
+
+/// What is known once a snapshot holds what was read.
+fn tracking(
+    request: &PullRequest,
+    outcome: &Outcome,
+    files: BTreeMap<String, FileIdentity>,
+    repository: RepositoryId,
+) -> Tracking {
+    let disks = files.into_iter().filter_map(|(target, file)| {
+        let read = outcome.disks.iter().find(|read| read.name == target)?;
+        Some((target, TrackedDisk { file, root: read.root }))
+    });
+    Tracking { checkpoint: request.checkpoint.clone(), repository, disks: disks.collect() }
+}

@@ -1,0 +1,221 @@
+//! Backups of a running guest by dirty bitmaps: only what it wrote is read, its chain is never touched, and a bitmap that cannot be believed
+//! costs reading, never data.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use underlay_client::domain::Step;
+use underlay_tests::commands::{output, run};
+use underlay_tests::host::{self, Host};
+use underlay_tests::libvirt::Definition;
+
+const BITMAP: &str = "--strategy=bitmap";
+
+/// What a snapshot's disks hold, by their names.
+fn roots(host: &Host, backup: &Value) -> Vec<(String, Value)> {
+    let shown = host.underlay.json(["show", backup["snapshot"].as_str().unwrap()]).unwrap();
+    let disks = shown["roots"].as_array().unwrap();
+    disks.iter().map(|disk| (disk["name"].as_str().unwrap().to_owned(), disk["root"].clone())).collect()
+}
+
+fn read(backup: &Value) -> u64 {
+    backup["bytes_read"].as_u64().unwrap()
+}
+
+/// Backs the guest up while it stands still, once by its bitmap and once all of it: both must find the same. The first one's answer.
+fn expect_exact(host: &Host, moment: &str) -> Value {
+    host.libvirtd.virsh(["suspend", "web"]).unwrap();
+    let by_bitmap = host.backup([BITMAP, "--no-quiesce"]).unwrap();
+    let whole = host.backup([BITMAP, "--no-quiesce", "--no-memo"]).unwrap();
+    host.libvirtd.virsh(["resume", "web"]).unwrap();
+    assert_eq!(roots(host, &by_bitmap), roots(host, &whole), "{moment}");
+    by_bitmap
+}
+
+/// Nothing of ours is left in libvirt's records, beside the disks, or in the chains.
+fn expect_untouched(host: &Host, moment: &str) {
+    let checkpoints = host.libvirtd.virsh(["checkpoint-list", "web", "--name"]).unwrap();
+    assert_eq!(checkpoints.trim(), "", "{moment}");
+    let job = host.libvirtd.virsh(["domjobinfo", "web"]).unwrap();
+    assert!(job.contains("None"), "{moment}: {job}");
+    assert_eq!(host.strays().unwrap(), Vec::<PathBuf>::new(), "{moment}");
+    assert_eq!((host.web.chain("vda").unwrap().len(), host.web.chain("vdb").unwrap().len()), (2, 1), "{moment}");
+    let record = host.record().unwrap();
+    assert!(record.get("pull").is_none() && record["operation"].is_null() && record["thaw_pending"] == false, "{moment}: {record}");
+    host.web.exec("echo alive >/root/alive && echo alive >/data/alive && sync").unwrap();
+}
+
+/// The sound bitmaps that a disk of the stopped guest has.
+fn bitmaps(host: &Host, disk: &str) -> Vec<String> {
+    let told = run("qemu-img", ["info", "-U", "--output=json", host.disks().join(disk).to_str().unwrap()]).unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let bitmaps = told["format-specific"]["data"]["bitmaps"].as_array().cloned().unwrap_or_default();
+    let sound = bitmaps.iter().filter(|bitmap| !bitmap["flags"].as_array().unwrap().contains(&"in-use".into()));
+    sound.map(|bitmap| bitmap["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn guest_is_read_only_where_it_wrote_and_its_chain_stays() {
+    let host = Host::with_guest().unwrap();
+    let before = host.web.dump_xml(Definition::Inactive).unwrap();
+    let live = host.web.dump_xml(Definition::Live).unwrap();
+    host.scribble("one").unwrap();
+    let first = host.backup([BITMAP]).unwrap();
+    assert_eq!((first["strategy"].as_str(), first["consistency"].as_str()), (Some("bitmap"), Some("filesystem")));
+    expect_untouched(&host, "first");
+
+    host.web.exec("dd if=/dev/urandom of=/data/large bs=1M count=64 2>/dev/null; sync").unwrap();
+    host.scribble("two").unwrap();
+    let second = host.backup([BITMAP]).unwrap();
+    println!("first read {} bytes, 64 MiB later {}", read(&first), read(&second));
+    assert!((64 << 20..96 << 20).contains(&read(&second)), "{second}");
+    expect_untouched(&host, "second");
+    assert_eq!(host.web.dump_xml(Definition::Inactive).unwrap(), before);
+    assert_eq!(host.web.dump_xml(Definition::Live).unwrap(), live);
+
+    // The guest stands still: what was read is what lies in the files once QEMU has ended.
+    host.scribble("three").unwrap();
+    let third = expect_exact(&host, "third");
+    assert!(read(&third) < 48 << 20, "{third}");
+    host.libvirtd.virsh(["suspend", "web"]).unwrap();
+    host.backup([BITMAP, "--no-quiesce"]).unwrap();
+    host.web.destroy().unwrap();
+    host.web.wait_until_off().unwrap();
+    host.expect_newest_equals("vda", &host.disks().join("web.qcow2")).unwrap();
+    host.expect_newest_equals("vdb", &host.disks().join("data.qcow2")).unwrap();
+    assert_eq!((bitmaps(&host, "web.qcow2").len(), bitmaps(&host, "data.qcow2").len()), (1, 1));
+
+    // A bitmap outlives an orderly end of QEMU.
+    host.start_guest().unwrap();
+    host.scribble("four").unwrap();
+    let fourth = expect_exact(&host, "after a restart");
+    assert!(read(&fourth) < read(&first) / 2, "{fourth}");
+    host.expect_intact().unwrap();
+
+    // Another strategy in between: the bitmaps are not believed any more, nor left behind.
+    host.backup(["--strategy=pivot"]).unwrap();
+    assert!(host.record().unwrap().get("tracking").is_none());
+    host.scribble("five").unwrap();
+    let fifth = expect_exact(&host, "after a pivot");
+    assert!(read(&fifth) >= read(&first) / 2, "{fifth}");
+    expect_untouched(&host, "fifth");
+    let checked = host.underlay.output(["check", "--read-data"]).unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
+/// Backs up, and says what the user is told.
+fn told(host: &Host) -> (Value, String) {
+    let output = host.try_backup([BITMAP, "--no-quiesce"]).unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    (host::answer(&output).unwrap(), told)
+}
+
+#[test]
+fn guest_whose_bitmap_cannot_be_believed_is_read_whole() {
+    let host = Host::with_guest().unwrap();
+    let first = host.backup([BITMAP]).unwrap();
+    let tracked = || host.record().unwrap()["tracking"]["checkpoint"].as_str().unwrap().to_owned();
+    let expect_whole = |what: &str, words: &str| {
+        let (backup, told) = told(&host);
+        assert!(told.contains(words), "{what}: {told}");
+        assert!(read(&backup) > read(&first) / 2, "{what}: {backup}");
+        expect_exact(&host, what);
+        expect_untouched(&host, what);
+    };
+
+    // QEMU dies: what it noted since it began is lost, and it says so.
+    host.scribble("before the crash").unwrap();
+    run("kill", ["-9", &host.web.qemu_pid().unwrap().to_string()]).unwrap();
+    host.web.wait_until_off().unwrap();
+    host.start_guest().unwrap();
+    host.scribble("after the crash").unwrap();
+    expect_whole("killed", "cannot be used");
+
+    // Somebody removes it; somebody puts another file in the disk's place, with the bitmap in it.
+    let (system, data) = (host.disks().join("web.qcow2"), host.disks().join("data.qcow2"));
+    host.web.shut_down().unwrap();
+    run("qemu-img", ["bitmap", "--remove", data.to_str().unwrap(), &tracked()]).unwrap();
+    host.start_guest().unwrap();
+    expect_whole("removed", "cannot be used");
+    host.web.shut_down().unwrap();
+    let copy = host.disks().join("copy");
+    run("cp", [system.to_str().unwrap(), copy.to_str().unwrap()]).unwrap();
+    std::fs::rename(&copy, &system).unwrap();
+    host.start_guest().unwrap();
+    expect_whole("replaced", "another file than before");
+
+    // Made again under its name: whoever does that on purpose is found out by the chunks that are read again.
+    host.web.exec("dd if=/dev/urandom of=/data/other bs=1M count=150 2>/dev/null; sync").unwrap();
+    host.backup([BITMAP]).unwrap();
+    host.web.exec("dd if=/dev/urandom of=/data/other bs=1M count=150 conv=notrunc 2>/dev/null; sync").unwrap();
+    host.web.shut_down().unwrap();
+    for disk in [&system, &data] {
+        let disk = disk.to_str().unwrap();
+        run("qemu-img", ["bitmap", "--remove", disk, &tracked()]).unwrap();
+        run("qemu-img", ["bitmap", "--add", disk, &tracked()]).unwrap();
+    }
+    host.start_guest().unwrap();
+    expect_whole("made again", "is not what the last backup stored");
+
+    // No snapshot holds any more what the disks held.
+    let mut forget = host.underlay.command(["forget", "--keep-last", "1"]);
+    assert!(output(&mut forget).unwrap().status.success());
+    let all = host.underlay.json(["list"]).unwrap();
+    let newest = all.as_array().unwrap().last().unwrap()["snapshot"].as_str().unwrap().to_owned();
+    assert!(host.underlay.output(["forget", &newest]).unwrap().status.success());
+    expect_whole("forgotten", "no snapshot holds any more");
+    host.expect_intact().unwrap();
+}
+
+/// The steps that a backup by bitmap has, but for thawing again what an agent froze.
+const STEPS: [Step; 8] = [
+    Step::Record,
+    Step::Quiesce,
+    Step::BeginPull,
+    Step::ForgetCheckpoint,
+    Step::Capture,
+    Step::EndPull,
+    Step::KnowCheckpoint,
+    Step::RemoveCheckpoint,
+];
+
+#[test]
+fn guest_survives_a_backup_by_bitmap_killed_at_every_step() {
+    let host = Host::with_guest().unwrap();
+    host.backup([BITMAP]).unwrap();
+    host.backup([BITMAP]).unwrap();
+    let file = host.path("steps");
+    let killed = host.underlay.through("underlay-killed").unwrap();
+    let backup = || killed.command(["backup", "--domain", "web", BITMAP]);
+    assert!(output(backup().env("STEPS_FILE", &file)).unwrap().status.success());
+    let moments: Vec<String> = std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect();
+    println!("{}", moments.join(", "));
+    for step in STEPS {
+        assert!(moments.contains(&format!("{step:?} before")), "{step:?} in {moments:?}");
+    }
+    let pid = host.web.qemu_pid().unwrap();
+    for (at, moment) in moments.iter().enumerate() {
+        host.scribble(&format!("a{at}")).unwrap();
+        let ended = output(backup().env("KILL_AT", at.to_string())).unwrap();
+        assert_eq!(ended.status.signal(), Some(9), "{moment}: {}", String::from_utf8_lossy(&ended.stderr));
+        // Half of them are brought in order by the next backup.
+        if at % 2 == 0 {
+            println!("{at} {moment}: {}", host.recover().unwrap().join("; "));
+            expect_untouched(&host, moment);
+        }
+        host.scribble(&format!("b{at}")).unwrap();
+        expect_exact(&host, moment);
+        expect_untouched(&host, moment);
+    }
+    host.expect_intact().unwrap();
+    assert_eq!(host.web.qemu_pid().unwrap(), pid, "the guest ran on");
+    host.web.shut_down().unwrap();
+    for disk in ["web.qcow2", "data.qcow2"] {
+        assert_eq!(bitmaps(&host, disk).len(), 1, "{disk}: {:?}", bitmaps(&host, disk));
+        run("qemu-img", ["check", "-q", host.disks().join(disk).to_str().unwrap()]).unwrap();
+    }
+}
