@@ -85,7 +85,7 @@ impl OpenStack {
 }
 
 impl Image {
-    fn read(answer: &Value) -> Self {
+    pub(super) fn read(answer: &Value) -> Self {
         let optional = |key: &str| answer[key].as_str().map(str::to_owned);
         Self {
             id: text(&answer["id"]),

@@ -1,13 +1,18 @@
 //! A real OpenStack on loopback, one for each test.
 //!
-//! [`OpenStack::identity_and_images`] is Keystone and Glance.
+//! [`OpenStack::identity_and_images`] is Keystone and Glance. [`OpenStack::compute`] is the whole of Nova beside them, with
+//! MariaDB, RabbitMQ and Placement, over a [`Libvirtd`](crate::libvirt::Libvirtd) of its own; only Neutron is a stub, and no
+//! instance has a network.
 //!
 //! Everything runs in a PID namespace that ends with the test process, whatever ends that, and writes into one temporary
 //! folder. It needs root. The programs are pinned and installed from PyPI on first use; databases as they are after
 //! the first start are kept in the cache as well.
 
 mod client;
+mod compute;
+mod databases;
 mod images;
+mod instance;
 mod logs;
 mod services;
 mod site;
@@ -20,7 +25,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use self::client::Client;
+use self::compute::Compute;
 pub use self::images::Image;
+pub use self::instance::Instance;
 use self::services::Services;
 use self::site::Site;
 pub(crate) use self::tools::RABBITMQ;
@@ -37,6 +44,7 @@ const PROJECT: &str = "underlay";
 pub struct OpenStack {
     client: Arc<Client>,
     services: Services,
+    compute: Option<Compute>,
     site: Site,
 }
 
@@ -61,7 +69,7 @@ impl OpenStack {
         let client = Arc::new(Client::start(&site)?);
         services.wait_for_http("keystone", site.ports.identity)?;
         services.wait_for_http("glance", site.ports.image)?;
-        Ok(Self { client, services, site })
+        Ok(Self { client, services, compute: None, site })
     }
 
     /// Where to log in, such as `http://127.0.0.1:34567/v3`.

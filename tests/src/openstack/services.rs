@@ -45,15 +45,15 @@ impl Services {
     /// Starts one of the services that gunicorn serves.
     pub fn start_wsgi(&self, site: &Site, name: &str) -> Result<()> {
         let folder = site.folder.display().to_string();
-        let (module, port, variable, value) = match name {
-            "keystone" => (
-                "keystone.wsgi.api",
-                site.ports.identity,
-                "OS_KEYSTONE_CONFIG_FILES",
-                folder.clone() + "/keystone.conf",
-            ),
-            _ => ("glance.wsgi.api", site.ports.image, "OS_GLANCE_CONFIG_DIR", folder.clone()),
+        let ports = &site.ports;
+        let (module, port, variable, file) = match name {
+            "keystone" => ("keystone.wsgi.api", ports.identity, "OS_KEYSTONE_CONFIG_FILES", "/keystone.conf"),
+            "glance" => ("glance.wsgi.api", ports.image, "OS_GLANCE_CONFIG_DIR", ""),
+            "placement" => ("placement.wsgi.api", ports.placement, "OS_PLACEMENT_CONFIG_DIR", ""),
+            "nova-api" => ("nova.wsgi.osapi_compute", ports.compute, "OS_NOVA_CONFIG_DIR", ""),
+            _ => return Err(Error::new(format!("{name} is not served by gunicorn"))),
         };
+        let value = folder.clone() + file;
         let settings = folder + "/gunicorn.py";
         let address = format!("127.0.0.1:{port}");
         let python = site.python.display().to_string();

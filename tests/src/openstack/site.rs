@@ -12,13 +12,23 @@ pub(super) const SETTINGS: [(&str, &str); 3] = [
     ("keystone.conf", include_str!("settings/keystone.conf")),
     ("glance-api.conf", include_str!("settings/glance-api.conf")),
 ];
+/// The same of the services that make up compute.
+pub(super) const COMPUTE_SETTINGS: [(&str, &str); 4] = [
+    ("rabbitmq.conf", include_str!("settings/rabbitmq.conf")),
+    ("placement.conf", include_str!("settings/placement.conf")),
+    ("nova.conf", include_str!("settings/nova.conf")),
+    ("privsep.py", include_str!("settings/privsep.py")),
+];
+/// Where MariaDB's databases are for SQLAlchemy: at a socket in a folder that only one user may enter.
+const DATABASE: &str = "mysql+pymysql://root@localhost";
 /// How a service logs in at Keystone.
 pub(super) const LOGIN: &str = "auth_type = password\nauth_url = {identity}\nusername = service\n\
     password = {password}\nproject_name = service\nuser_domain_name = Default\nproject_domain_name = Default\n\
     region_name = {region}\n";
 pub(super) const ENDPOINTS: &str = include_str!("endpoints.py");
 /// Folders that services expect.
-const FOLDERS: [&str; 6] = ["services", "log", "locks", "temporary", "staging", "tasks"];
+const FOLDERS: [&str; 9] =
+    ["services", "log", "locks", "temporary", "staging", "tasks", "instances", "nova", "rabbitmq"];
 
 /// Where one OpenStack lives: its folder, its ports, its password.
 #[derive(Debug)]
@@ -27,6 +37,8 @@ pub(super) struct Site {
     pub python: PathBuf,
     pub password: String,
     pub ports: Ports,
+    /// How libvirtd is reached; empty where none is needed.
+    pub libvirt: String,
     /// Removes `folder` when dropped.
     _folder: tempfile::TempDir,
 }
@@ -36,6 +48,12 @@ pub(super) struct Site {
 pub(super) struct Ports {
     pub identity: u16,
     pub image: u16,
+    pub placement: u16,
+    pub compute: u16,
+    pub network: u16,
+    pub rabbit: u16,
+    /// RabbitMQ's own: who its nodes are, and what they say to each other.
+    pub erlang: [u16; 2],
 }
 
 impl Site {
@@ -47,13 +65,33 @@ impl Site {
             fs::create_dir(folder.path().join(name))?;
         }
         let port = || Ok::<_, crate::Error>(free_address()?.port());
-        let ports = Ports { identity: port()?, image: port()? };
-        let site =
-            Self { folder: folder.path().to_owned(), python: tools()?, password, ports, _folder: folder };
-        for (name, text) in SETTINGS {
-            fs::write(site.folder.join(name), site.filled(text)?)?;
-        }
+        let ports = Ports {
+            identity: port()?,
+            image: port()?,
+            placement: port()?,
+            compute: port()?,
+            network: port()?,
+            rabbit: port()?,
+            erlang: [port()?, port()?],
+        };
+        let site = Self {
+            folder: folder.path().to_owned(),
+            python: tools()?,
+            password,
+            ports,
+            libvirt: String::new(),
+            _folder: folder,
+        };
+        site.write(&SETTINGS)?;
         Ok(site)
+    }
+
+    /// Writes settings files.
+    pub fn write(&self, settings: &[(&str, &str)]) -> Result<()> {
+        for (name, text) in settings {
+            fs::write(self.folder.join(name), self.filled(text)?)?;
+        }
+        Ok(())
     }
 
     /// The address of the service on a port.
@@ -76,6 +114,11 @@ impl Site {
             ("{environment}", environment),
             ("{password}", self.password.clone()),
             ("{region}", REGION.to_owned()),
+            ("{database}", DATABASE.to_owned()),
+            ("{libvirt}", self.libvirt.clone()),
+            ("{image}", self.address(self.ports.image)),
+            ("{network}", self.address(self.ports.network)),
+            ("{rabbit}", self.ports.rabbit.to_string()),
         ];
         let fill = |text: String, (place, value): &(&str, String)| text.replace(place, value);
         Ok(values.iter().fold(template.to_owned(), fill))

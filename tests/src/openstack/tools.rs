@@ -2,6 +2,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::commands::find_program;
 use crate::{Error, Result, python};
 
 /// Every package at one version.
@@ -41,4 +42,12 @@ pub(super) fn environment_of(python: &Path) -> Result<&Path> {
 pub(super) fn main_of(python: &Path, name: &str, module: &str) -> Vec<String> {
     let program = format!("import sys; sys.argv[0] = '{name}'; from {module} import main; sys.exit(main())");
     vec![python.display().to_string(), "-c".into(), program]
+}
+
+/// The path of a system's program.
+pub(super) fn system_program(name: &str) -> Result<String> {
+    let found = find_program(name).ok_or_else(|| {
+        Error::new(format!("there is no {name}: `cargo xtask test` installs what the tests need"))
+    })?;
+    Ok(found.display().to_string())
 }

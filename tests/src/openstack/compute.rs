@@ -1,0 +1,191 @@
+use std::fs;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::client::{Client, text};
+use super::services::Services;
+use super::site::{COMPUTE_SETTINGS, Site};
+use super::{Instance, OpenStack, databases, instance, state, tools};
+use crate::libvirt::Libvirtd;
+use crate::{Error, Result, guest};
+
+/// Stands for Neutron.
+const NEUTRON: &str = include_str!("neutron.py");
+/// Of nova-api. It looks for it beside its settings.
+const PIPELINE: &str = "api-paste.ini";
+/// What instances are booted from.
+const IMAGE: &str = "debian";
+/// What only an OpenStack with Nova has.
+#[derive(Debug)]
+pub(super) struct Compute {
+    libvirtd: Libvirtd,
+    image: String,
+    flavor: String,
+}
+
+impl OpenStack {
+    /// Starts everything that an instance needs, and uploads the kit's guest as the image `debian`. Takes about half a
+    /// minute; some minutes more on first use. 2 GB of memory beside the guests.
+    pub fn compute() -> Result<Self> {
+        let libvirtd = Libvirtd::start()?;
+        let mut site = Site::new(state::password()?)?;
+        site.libvirt = libvirtd.uri().to_owned();
+        site.write(&COMPUTE_SETTINGS)?;
+        let pipeline = tools::environment_of(&site.python)?.join("etc/nova").join(PIPELINE);
+        fs::copy(pipeline, site.folder.join(PIPELINE))?;
+        state::copy_identity(&site)?;
+        databases::copy(&site)?;
+        let ports = &site.ports;
+        site.write_endpoints(&[
+            ("identity", site.identity()),
+            ("image", site.address(ports.image)),
+            ("placement", site.address(ports.placement)),
+            ("compute", site.address(ports.compute) + "/v2.1"),
+            ("network", site.address(ports.network)),
+        ])?;
+        let services = Services::start(&site)?;
+        start_rabbitmq(&site, &services)?;
+        databases::start(&site, &services)?;
+        services.start_wsgi(&site, "keystone")?;
+        databases::wait(&site, &services)?;
+        services.wait_for_http("keystone", ports.identity)?;
+        services.start_wsgi(&site, "glance")?;
+        services.start_wsgi(&site, "placement")?;
+        let stub =
+            [site.python.display().to_string(), "-c".into(), NEUTRON.into(), ports.network.to_string()];
+        services.run("neutron", &[], &stub)?;
+        let client = Arc::new(Client::start(&site)?);
+        services.wait_for("rabbitmq", || TcpStream::connect(("127.0.0.1", ports.rabbit)).is_ok())?;
+        for daemon in ["nova-conductor", "nova-scheduler", "nova-compute"] {
+            start_daemon(&site, &services, daemon)?;
+        }
+        services.start_wsgi(&site, "nova-api")?;
+        services.wait_for_http("glance", ports.image)?;
+        let compute = Compute { libvirtd, image: String::new(), flavor: String::new() };
+        let mut cloud = Self { client, services, compute: Some(compute), site };
+        cloud.prepare()?;
+        Ok(cloud)
+    }
+
+    /// Uploads the image, makes the flavour, and waits until there is somewhere to boot.
+    fn prepare(&mut self) -> Result<()> {
+        let properties = json!({"hw_qemu_guest_agent": "yes"});
+        let image = self.upload_image(IMAGE, &guest::image()?, "qcow2", &properties)?.id;
+        self.services.wait_for_http("nova-api", self.site.ports.compute)?;
+        let flavor = json!({"flavor": {"name": "small", "ram": 512, "vcpus": 1, "disk": 1}});
+        let flavor = text(&self.request("compute", "POST", "/flavors", Some(&flavor))?["flavor"]["id"]);
+        self.services.wait_for("nova-compute", || self.can_boot().unwrap_or(false))?;
+        if let Some(compute) = &mut self.compute {
+            compute.image = image;
+            compute.flavor = flavor;
+        }
+        Ok(())
+    }
+
+    /// Whether Nova knows the host, and Placement what it has.
+    fn can_boot(&self) -> Result<bool> {
+        let hosts = self.request("compute", "GET", "/os-hypervisors", None)?;
+        let providers = self.request("placement", "GET", "/resource_providers", None)?;
+        let Some(provider) = providers["resource_providers"][0]["uuid"].as_str() else { return Ok(false) };
+        let path = format!("/resource_providers/{provider}/inventories");
+        let has = self.request("placement", "GET", &path, None)?;
+        Ok(hosts["hypervisors"][0].is_object() && has["inventories"]["VCPU"].is_object())
+    }
+
+    fn of_compute(&self) -> Result<&Compute> {
+        self.compute.as_ref().ok_or_else(|| Error::new("this OpenStack has no compute service"))
+    }
+
+    /// The libvirtd that instances run under.
+    pub fn libvirtd(&self) -> Result<&Libvirtd> {
+        Ok(&self.of_compute()?.libvirtd)
+    }
+
+    /// The folder with one folder for each instance, and `_base`.
+    #[must_use]
+    pub fn instances_folder(&self) -> PathBuf {
+        self.site.folder.join("instances")
+    }
+
+    /// Boots an instance from the kit's guest, and waits until it is active: its guest has just begun to boot.
+    pub fn boot(&self, name: &str) -> Result<Instance> {
+        self.boot_image(name, &self.of_compute()?.image)
+    }
+
+    /// The same from another image.
+    pub fn boot_image(&self, name: &str, image: &str) -> Result<Instance> {
+        let server = json!({
+            "name": name, "imageRef": image, "flavorRef": self.of_compute()?.flavor, "networks": "none",
+        });
+        let order = json!({
+            "as": "admin", "service": "compute", "method": "POST", "path": "/servers", "version": "2.37",
+            "body": {"server": server},
+        });
+        let uuid = text(&self.client.succeed(&order)?["server"]["id"]);
+        let booted = instance::wait_for(&self.client, &uuid, "ACTIVE");
+        booted.map_err(|error| error.context(format!("booting {name}")))?;
+        self.instance(&uuid)
+    }
+
+    /// An instance that exists.
+    pub fn instance(&self, uuid: &str) -> Result<Instance> {
+        Instance::existing(&self.client, uuid, &self.instances_folder())
+    }
+
+    /// An instance's status, such as `ACTIVE`, and what is being done with it, such as `reboot_started_hard`.
+    pub fn status(&self, uuid: &str) -> Result<(String, Option<String>)> {
+        instance::status(&self.client, uuid)
+    }
+
+    /// Kills nova-compute. The guests go on running.
+    pub fn kill_compute(&self) -> Result<()> {
+        self.services.order("kill_it", "nova-compute")
+    }
+
+    /// Starts a killed nova-compute again, and waits until it is at work.
+    pub fn start_compute(&self) -> Result<()> {
+        let before = self.last_heard_of_compute()?;
+        self.services.order("start", "nova-compute")?;
+        self.services.wait_for("nova-compute", || {
+            self.last_heard_of_compute().is_ok_and(|now| now["updated_at"] != before["updated_at"])
+        })
+    }
+
+    /// The record of nova-compute among Nova's services.
+    fn last_heard_of_compute(&self) -> Result<Value> {
+        let mut services = self.request("compute", "GET", "/os-services?binary=nova-compute", None)?;
+        Ok(services["services"][0].take())
+    }
+}
+
+/// RabbitMQ keeps everything in its own folder and listens on loopback only, its helpers too.
+fn start_rabbitmq(site: &Site, services: &Services) -> Result<()> {
+    let folder = site.folder.join("rabbitmq").display().to_string();
+    let [names, peers] = site.ports.erlang.map(|port| port.to_string());
+    let variables = [
+        ("HOME", folder.clone()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("ERL_EPMD_PORT", names),
+        ("RABBITMQ_NODENAME", "rabbit@localhost".into()),
+        ("RABBITMQ_DIST_PORT", peers),
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}".into()),
+        ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
+        ("RABBITMQ_CONFIG_FILE", format!("{folder}.conf")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", format!("{folder}/plugins")),
+        ("RABBITMQ_MNESIA_BASE", folder.clone()),
+        ("RABBITMQ_LOG_BASE", folder.clone()),
+        ("RABBITMQ_LOGS", "-".into()),
+        ("RABBITMQ_PID_FILE", format!("{folder}/pid")),
+    ];
+    services.run("rabbitmq", &variables, &[tools::RABBITMQ.to_owned()])
+}
+
+fn start_daemon(site: &Site, services: &Services, name: &str) -> Result<()> {
+    let module = format!("nova.cmd.{}", name.trim_start_matches("nova-"));
+    let mut words = tools::main_of(&site.python, name, &module);
+    words.extend(["--config-file".into(), site.folder.join("nova.conf").display().to_string()]);
+    services.run(name, &[], &words)
+}
