@@ -30,6 +30,26 @@ fn verified(unit: &Path) -> (bool, String) {
 }
 
 #[test]
+fn recovery_comes_before_nova_compute() {
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/packaging");
+    let folder = tempfile::tempdir().unwrap();
+    let drop_ins = folder.path().join("nova-compute.service.d");
+    std::fs::create_dir(&drop_ins).unwrap();
+    let recover = std::fs::read_to_string(packaging.join("underlay-recover.service")).unwrap();
+    let recover = recover.replace("/usr/bin/underlay recover", "/bin/true");
+    std::fs::write(folder.path().join("underlay-recover.service"), recover).unwrap();
+    let compute = folder.path().join("nova-compute.service");
+    std::fs::write(&compute, "[Service]\nExecStart=/bin/true\n").unwrap();
+    let drop_in = std::fs::read_to_string(packaging.join("nova-compute.service.d/underlay.conf")).unwrap();
+    std::fs::write(drop_ins.join("underlay.conf"), &drop_in).unwrap();
+    assert_eq!(verified(&compute), (true, String::new()));
+    // In both directions there is no order: systemd says so, if it has read the drop-in.
+    std::fs::write(drop_ins.join("underlay.conf"), format!("{drop_in}Before=underlay-recover.service\n")).unwrap();
+    let (_, complaint) = verified(&compute);
+    assert!(complaint.contains("cycle"), "or it would notice nothing: {complaint}");
+}
+
+#[test]
 fn systemd_understands_every_line_of_the_unit() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(verified(&placed(folder.path(), "")), (true, String::new()));

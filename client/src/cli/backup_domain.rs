@@ -212,8 +212,7 @@ impl DomainOptions {
                     None => Self::check_name(backup, &domain)
                         .and_then(|()| Ok((one(backup.vm(), None, &wishes)?, None))),
                     Some(instances) => Instance::of(host, &domain).and_then(|instance| {
-                        let (vm, wishes) =
-                            (backup.vm().unwrap_or(&instance.uuid), instance.without_volumes(&wishes));
+                        let (vm, wishes) = (backup.vm().unwrap_or(&instance.uuid), instance.adapted(&wishes));
                         instances.guarded(&instance.uuid, |known| one(Some(vm), known, &wishes))
                     }),
                 };
@@ -238,7 +237,7 @@ impl DomainOptions {
         let mut intents = Vec::new();
         for name in names {
             let wishes = match self.instances.are_wanted() {
-                true => Instance::of(host, name).map(|instance| instance.without_volumes(&wishes)),
+                true => Instance::of(host, name).map(|instance| instance.adapted(&wishes)),
                 false => Self::check_name(backup, name).map(|()| wishes.clone()),
             };
             let intent = wishes.and_then(|wishes| lifecycle.intent(name, &wishes).map_err(Failure::from));

@@ -10,8 +10,8 @@ use super::backup_domain::Host;
 use super::cloud::CloudOptions;
 use super::report::Failure;
 use super::text::warn;
-use crate::domain::Wishes;
-use crate::hypervisor::{Domain, Hypervisor, HypervisorError, NovaInstance};
+use crate::domain::{Approach, Wishes};
+use crate::hypervisor::{DiskKind, DomainDisk, Hypervisor, HypervisorError, NovaInstance, Source};
 use crate::openstack::{Cloud, LOCKED_BY, OpenStackError, Server};
 
 /// Which instances to back up.
@@ -42,7 +42,9 @@ pub(super) struct Instance {
     /// Its UUID, by which it is called in the repository.
     pub uuid: String,
     /// Disks that are not Nova's own: volumes.
-    pub volumes: Vec<String>,
+    volumes: Vec<String>,
+    /// All its own disks can have dirty bitmaps.
+    bitmaps: bool,
 }
 
 /// A lock on an instance, taken off when this is dropped.
@@ -113,12 +115,21 @@ impl Instance {
             let failure = Failure::usage(format!("{} is no instance of Nova", domain.name));
             return Err(failure.hint(format!("back it up with --domain {}", domain.name)));
         }
-        Ok(Self { volumes: volumes(&domain)?, uuid: domain.uuid.to_ascii_lowercase() })
+        let disks = &domain.current()?.disks;
+        let volumes = volumes(&domain.uuid, disks);
+        let mut own =
+            disks.iter().filter(|disk| disk.kind == DiskKind::Disk && !volumes.contains(&disk.target));
+        let bitmaps = own.all(|disk| disk.format.as_deref() == Some("qcow2"));
+        Ok(Self { volumes, bitmaps, uuid: domain.uuid.to_ascii_lowercase() })
     }
 
-    /// What is wished, but for volumes.
-    pub fn without_volumes(&self, wishes: &Wishes) -> Wishes {
+    /// What is wished, but for volumes, and if nothing else is said by bitmaps: with them there is no moment at which Nova could start the
+    /// instance without something that it wrote.
+    pub fn adapted(&self, wishes: &Wishes) -> Wishes {
         let mut wishes = wishes.clone();
+        if self.bitmaps {
+            wishes.strategy = wishes.strategy.or(Some(Approach::Bitmap));
+        }
         for volume in &self.volumes {
             warn(format_args!(
                 "note: instance {}: disk {volume} is a volume: back it up with Cinder",
@@ -168,18 +179,15 @@ fn check_idle(server: &Server) -> Result<(), OpenStackError> {
     }
 }
 
-/// Disks of an instance that do not lie in its folder.
-fn volumes(domain: &Domain) -> Result<Vec<String>, Failure> {
+/// Disks of the instance `uuid` that do not lie in its folder.
+fn volumes(uuid: &str, disks: &[DomainDisk]) -> Vec<String> {
     let is_own = |path: &Path| {
-        let folder =
-            path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().to_ascii_lowercase());
-        folder.is_some_and(|folder| folder == domain.uuid.to_ascii_lowercase())
+        let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy());
+        folder.is_some_and(|folder| folder.eq_ignore_ascii_case(uuid))
     };
-    let disks = domain.current()?.disks.iter();
-    let others = disks.filter(|disk| {
-        disk.source != crate::hypervisor::Source::Empty && !disk.source.path().is_some_and(is_own)
-    });
-    Ok(others.map(|disk| disk.target.clone()).collect())
+    let others =
+        disks.iter().filter(|disk| disk.source != Source::Empty && !disk.source.path().is_some_and(is_own));
+    others.map(|disk| disk.target.clone()).collect()
 }
 
 impl Lock<'_> {

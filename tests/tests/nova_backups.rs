@@ -1,0 +1,241 @@
+//! Instances of a real Nova: backed up while they run, given back through Glance, and whatever Nova does meanwhile.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use underlay_tests::commands::{output, run, run_command};
+use underlay_tests::libvirt::{Definition, Machine};
+use underlay_tests::openstack::{Instance, OpenStack};
+use underlay_tests::program::Underlay;
+
+/// A compute node, and a repository for its instances.
+struct Site {
+    underlay: Underlay,
+    cloud: OpenStack,
+    folder: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cloud = OpenStack::compute().unwrap();
+        let underlay = Underlay::init(folder.path().join("repo").to_str().unwrap(), folder.path()).unwrap();
+        let underlay = cloud
+            .administrator_variables()
+            .iter()
+            .fold(underlay, |underlay, (name, value)| underlay.with_variable(name, value));
+        let underlay = underlay.with_variable("UNDERLAY_CONNECT", cloud.libvirtd().unwrap().uri());
+        Self { underlay, cloud, folder }
+    }
+
+    fn machine(&self, instance: &Instance) -> Machine {
+        let machine = self.cloud.libvirtd().unwrap().machine(instance.domain()).unwrap();
+        machine.wait_for_agent().unwrap();
+        machine
+    }
+
+    fn backup(&self, instance: &Instance, more: &[&str]) -> Value {
+        let mut command = self.underlay.command(["backup", "--json", "--instance", instance.uuid()]);
+        let answer = run_command(command.args(more)).unwrap();
+        serde_json::from_str::<Value>(&answer).unwrap()["domains"][0].clone()
+    }
+
+    /// Backs an instance up while it stands still, by its bitmap and all of it: both must find the same. The first one's answer.
+    fn expect_exact(&self, instance: &Instance, moment: &str) -> Value {
+        let libvirtd = self.cloud.libvirtd().unwrap();
+        libvirtd.virsh(["suspend", instance.domain()]).unwrap();
+        let one = self.backup(instance, &["--no-quiesce"]);
+        let other = self.backup(instance, &["--no-quiesce", "--no-memo"]);
+        libvirtd.virsh(["resume", instance.domain()]).unwrap();
+        let roots = |backup: &Value| {
+            self.underlay.json(["show", backup["snapshot"].as_str().unwrap()]).unwrap()["roots"].clone()
+        };
+        assert_eq!(roots(&one), roots(&other), "{moment}");
+        one
+    }
+
+    /// Nova's view, its locks and libvirt's records are as if there were no backups.
+    fn expect_untouched(&self, instance: &Instance, moment: &str) {
+        assert_eq!(instance.status().unwrap(), ("ACTIVE".into(), None), "{moment}");
+        assert!(!self.is_locked(instance), "{moment}");
+        let checkpoints =
+            self.cloud.libvirtd().unwrap().virsh(["checkpoint-list", instance.domain(), "--name"]).unwrap();
+        assert_eq!(checkpoints.trim(), "", "{moment}");
+        let strays: Vec<PathBuf> =
+            std::fs::read_dir(instance.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(
+            strays.iter().all(|path| !path.to_string_lossy().contains("underlay-")),
+            "{moment}: {strays:?}"
+        );
+    }
+
+    fn is_locked(&self, instance: &Instance) -> bool {
+        let path = format!("/servers/{}", instance.uuid());
+        // The first version of the interface that says so is 2.9; every version locks.
+        let locked = self.cloud.request("compute", "GET", &path, None).unwrap();
+        locked["server"].get("locked").is_some_and(|locked| locked == true)
+    }
+
+    /// Makes a server of a snapshot, and reads a file of its guest.
+    fn note_of(&self, snapshot: &str, name: &str) -> String {
+        let answer = self
+            .underlay
+            .json(["restore", snapshot, "--to-glance", name, "--boot", name, "--network", "none"])
+            .unwrap();
+        let server = self.cloud.instance(answer["server"]["id"].as_str().unwrap()).unwrap();
+        let note = self.machine(&server).exec("cat /root/note").unwrap();
+        server.delete().unwrap();
+        note
+    }
+}
+
+fn bytes(backup: &Value, what: &str) -> u64 {
+    backup[what].as_u64().unwrap()
+}
+
+/// The layer that instances of one image share.
+fn base_of(site: &Site) -> PathBuf {
+    let bases = site.cloud.instances_folder().join("_base");
+    let files: Vec<_> = std::fs::read_dir(bases).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files[0].clone()
+}
+
+fn sha256(path: &Path) -> String {
+    run("sha256sum", [path.to_str().unwrap()]).unwrap()
+}
+
+#[test]
+fn points_of_an_instance_become_servers() {
+    let site = Site::new();
+    let (web, mail) = (site.cloud.boot("web").unwrap(), site.cloud.boot("mail").unwrap());
+    let machine = site.machine(&web);
+    let base = base_of(&site);
+    let before = (machine.dump_xml(Definition::Live).unwrap(), machine.chain("vda").unwrap(), sha256(&base));
+    let pid = machine.qemu_pid().unwrap();
+    let mut points = Vec::new();
+    for (at, size) in [(1, 4), (2, 8), (3, 64)] {
+        let write = format!(
+            "echo point {at} >/root/note; dd if=/dev/urandom of=/root/data{at} bs=1M count={size} 2>/dev/null; sync"
+        );
+        machine.exec(&write).unwrap();
+        let started = Instant::now();
+        let backup = site.backup(&web, &[]);
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "underlay, point {at}: {} MiB read, {} MiB sent, {seconds:.1} s",
+            bytes(&backup, "bytes_read") >> 20,
+            bytes(&backup, "bytes_uploaded") >> 20
+        );
+        assert_eq!(backup["vm"], web.uuid());
+        if at > 1 {
+            // What it wrote, and what the guest writes by itself.
+            assert!(bytes(&backup, "bytes_read") < (size + 24) << 20, "{backup}");
+        }
+        points.push((at, backup["snapshot"].as_str().unwrap().to_owned()));
+        // Nova's own way to keep a point, at the same moment.
+        let started = Instant::now();
+        let image = web.create_image(&format!("nova {at}")).unwrap();
+        println!(
+            "nova, point {at}: {} MiB sent, {:.1} s",
+            image.size.unwrap() >> 20,
+            started.elapsed().as_secs_f64()
+        );
+    }
+    let after = (machine.dump_xml(Definition::Live).unwrap(), machine.chain("vda").unwrap(), sha256(&base));
+    assert_eq!(after, before);
+    assert_eq!(machine.qemu_pid().unwrap(), pid, "the guest ran on");
+    site.expect_untouched(&web, "after three backups");
+
+    // The second instance on that image sends its own changes only.
+    let other = site.machine(&mail);
+    other.exec("echo mail >/root/note; sync").unwrap();
+    let first = site.backup(&mail, &[]);
+    println!("second instance on the image: {} MiB sent", bytes(&first, "bytes_uploaded") >> 20);
+    assert!(bytes(&first, "bytes_uploaded") < 40 << 20, "{first}");
+    other.destroy().unwrap();
+    mail.delete().unwrap();
+
+    // What is kept of the instance.
+    let shown = site.underlay.json(["show", &points[0].1]).unwrap();
+    let kept = &shown["private"]["instance"];
+    assert_eq!(
+        (kept["name"].as_str(), kept["flavor"]["memory"].as_u64()),
+        (Some("web"), Some(512)),
+        "{shown}"
+    );
+    assert!(kept["image"].is_string() && kept["project"].is_string(), "{kept}");
+
+    for (at, snapshot) in &points {
+        assert_eq!(site.note_of(snapshot, &format!("restored {at}")), format!("point {at}\n"));
+    }
+    machine.exec("cat /root/data1 /root/data2 /root/data3 >/dev/null").unwrap();
+    site.expect_exact(&web, "at the end");
+    web.delete().unwrap();
+    assert!(site.folder.path().exists());
+}
+
+/// What Nova does after a backup that was killed.
+fn nova_acts(web: &Instance, at: usize) -> &'static str {
+    match at % 4 {
+        0 => web.hard_reboot().map(|()| "hard reboot"),
+        1 => web.create_image(&format!("at {at}")).map(|_| "image"),
+        2 => web.stop().and_then(|()| web.start()).map(|()| "stop and start"),
+        _ => Ok("nothing"),
+    }
+    .unwrap()
+}
+
+#[test]
+fn nothing_is_lost_whenever_a_backup_is_killed_and_whatever_nova_does() {
+    let site = Site::new();
+    let web = site.cloud.boot("web").unwrap();
+    let base = base_of(&site);
+    let sum = sha256(&base);
+    site.machine(&web);
+    site.backup(&web, &[]);
+    site.backup(&web, &[]);
+    let killed = site.underlay.through("underlay-killed").unwrap();
+    let backup = || killed.command(["backup", "--instance", web.uuid()]);
+    let file = site.folder.path().join("steps");
+    assert!(output(backup().env("STEPS_FILE", &file)).unwrap().status.success());
+    let moments: Vec<String> = std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect();
+    println!("{}", moments.join(", "));
+    let started = Instant::now();
+    for (at, moment) in moments.iter().enumerate() {
+        let machine = site.machine(&web);
+        machine.exec(&format!("dd if=/dev/urandom of=/root/a{at} bs=64k count=20 2>/dev/null; cd /root; sha256sum a{at} >>sums; sync")).unwrap();
+        let ended = output(backup().env("KILL_AT", at.to_string())).unwrap();
+        assert_eq!(ended.status.signal(), Some(9), "{moment}: {}", String::from_utf8_lossy(&ended.stderr));
+        machine.exec(&format!("dd if=/dev/urandom of=/root/b{at} bs=64k count=20 2>/dev/null; cd /root; sha256sum b{at} >>sums; sync")).unwrap();
+        let recovered = at % 3 == 0;
+        if recovered {
+            site.underlay.run(&["recover"]).unwrap();
+        }
+        let done = nova_acts(&web, at);
+        println!("{:5.0} s, {moment}: recovered {recovered}, {done}", started.elapsed().as_secs_f64());
+        let machine = site.machine(&web);
+        machine
+            .exec("cd /root && sha256sum --quiet -c sums")
+            .unwrap_or_else(|error| panic!("{moment}, {done}: {error}"));
+        site.backup(&web, &[]);
+        if at % 4 == 3 {
+            site.expect_exact(&web, moment);
+        }
+        site.expect_untouched(&web, moment);
+    }
+    assert_eq!(sha256(&base), sum);
+    let checked = site.underlay.output(["check", "--read-data"]).unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    // Deleted in the middle of a backup that was killed: nothing is in the way.
+    let ended = output(backup().env("KILL_AT", (moments.len() / 2).to_string())).unwrap();
+    assert_eq!(ended.status.signal(), Some(9));
+    web.delete().unwrap();
+    site.underlay.run(&["recover"]).unwrap();
+    let left = site.cloud.request("compute", "GET", "/servers", None).unwrap();
+    assert_eq!(left["servers"], json!([]));
+}
