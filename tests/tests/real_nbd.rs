@@ -163,11 +163,6 @@ fn data_holes_and_zero_clusters_are_told_apart() {
         ]
     );
     assert_eq!(export.extents_within([ALLOCATION], 5..5).unwrap().count(), 0);
-    // Holes come as holes, not as zeros over the socket.
-    let mut disk = vec![0xee; 8 << 20];
-    export.read_at(0, &mut disk).unwrap();
-    let traffic = export.traffic();
-    assert_eq!((traffic.data_bytes, traffic.hole_bytes), (MIB + 64 * KIB, 7 * MIB - 64 * KIB));
 }
 
 /// An image of `size` with a bitmap `changes`, made after its first write, and read-only from now on.
@@ -327,10 +322,10 @@ fn a_server_with_large_blocks_is_asked_for_whole_ones() {
     let export = server.open(&[ALLOCATION]);
     assert_reads_anywhere(&export, &disk);
     let mut byte = [0];
-    let before = export.traffic().data_bytes + export.traffic().hole_bytes;
+    let before = export.traffic().data_bytes;
     export.read_at(5000, &mut byte).unwrap();
     assert_eq!(byte[0], disk[5000]);
-    let after = export.traffic().data_bytes + export.traffic().hole_bytes;
+    let after = export.traffic().data_bytes;
     assert_eq!(after - before, 4096, "one byte is a block of the server's");
     let whole = all(&export, [ALLOCATION]);
     let part = export.extents_within([ALLOCATION], 1..3 * MIB - 1).unwrap();
@@ -349,11 +344,12 @@ fn a_bad_sector_is_an_error_and_the_rest_is_still_read() {
     let export = server.open(&[]);
     let mut bytes = vec![0; disk.len()];
     let error = export.read_at(0, &mut bytes).unwrap_err();
+    // The request of 256 KiB that the sector lies in.
+    let place = 4000 * 512 / (256 * KIB) * 256 * KIB;
     assert!(
-        matches!(&error, NbdError::Failed { error: 5, offset: Some(offset), .. } if *offset <= 4000 * 512),
+        matches!(&error, NbdError::Failed { error: 5, offset: Some(offset), .. } if *offset == place),
         "{error}"
     );
-    assert!(error.to_string().contains("cannot read at offset"), "{error}");
     export.read_at(0, &mut bytes[..1 << 20]).unwrap();
     assert!(bytes[..1 << 20] == disk[..1 << 20]);
 }

@@ -60,7 +60,7 @@ fn peer() -> Peer {
 fn agreed(size: u64, structured: bool) -> Agreed {
     let context = |number, name: &str| Context { number, name: name.to_owned() };
     let contexts = vec![context(7, super::ALLOCATION), context(8, "qemu:dirty-bitmap:b")];
-    Agreed { size, minimum: 1, maximum: 1 << 20, structured, contexts }
+    Agreed { size, minimum: 1, maximum: 1 << 20, structured, unfragmented: structured, contexts }
 }
 
 fn greeting(flags: u16) -> Vec<u8> {

@@ -55,8 +55,8 @@ fn replies_may_come_in_any_order_and_interleave() {
     drop(connection);
     let sent = script.sent.borrow();
     assert_eq!(sent.len(), 4 * 28);
-    // Magic, flags, command 0, cookie 2, offset 16, length 16; and leave is taken at the end.
-    assert_eq!(sent[28..56], *b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x10\0\0\0\x10");
+    // Magic, the flag against fragments, command 0, cookie 2, offset 16, length 16; and leave is taken at the end.
+    assert_eq!(sent[28..56], *b"\x25\x60\x95\x13\0\x04\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x10\0\0\0\x10");
     assert_eq!(sent[84..92], *b"\x25\x60\x95\x13\0\0\0\x02");
 }
 

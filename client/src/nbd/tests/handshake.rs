@@ -11,7 +11,7 @@ fn context(number: u32, name: &str) -> Vec<u8> {
 }
 
 fn size(size: u64) -> Vec<u8> {
-    [&0_u16.to_be_bytes()[..], &size.to_be_bytes(), &1_u16.to_be_bytes()].concat()
+    [&0_u16.to_be_bytes()[..], &size.to_be_bytes(), &0x81_u16.to_be_bytes()].concat()
 }
 
 fn block_sizes(minimum: u32, maximum: u32) -> Vec<u8> {
@@ -53,6 +53,7 @@ fn a_sound_server_is_understood() {
         (agreed.size, agreed.minimum, agreed.maximum, agreed.structured),
         (1 << 30, 512, 1 << 25, true)
     );
+    assert!(agreed.unfragmented);
     // In the order of the question, not of the answer.
     assert_eq!(agreed.contexts.iter().map(|context| context.number).collect::<Vec<_>>(), [1, 5]);
     let sent = script.sent.borrow();
@@ -69,7 +70,8 @@ fn a_server_without_chunks_is_read_but_has_no_contexts() {
     answers[1] = option_reply(8, (1 << 31) + 1, b"what?");
     answers.drain(2..5);
     let (agreed, _) = run(answers.concat(), &[]);
-    assert!(!agreed.unwrap().structured);
+    let agreed = agreed.unwrap();
+    assert!(!agreed.structured && !agreed.unfragmented);
     let (refused, _) = run(answers.concat(), &[ALLOCATION]);
     assert!(matches!(refused, Err(NbdError::NoSuchContext { available, .. }) if available.is_empty()));
 }
