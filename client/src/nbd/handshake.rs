@@ -244,7 +244,7 @@ fn check_sizes(size: u64, minimum: u32, maximum: u32) -> Result<u32, Fault> {
         return Fault::malformed(format!("requests of {minimum} to {maximum} bytes"));
     }
     // The bytes past the last whole block could not be read, so a backup would lack them.
-    if size > LARGEST || size % u64::from(minimum) != 0 {
+    if size > LARGEST || !size.is_multiple_of(u64::from(minimum)) {
         return Fault::malformed(format!("a disk of {size} bytes in blocks of {minimum}"));
     }
     let most = maximum.min(LARGEST_READ);
