@@ -35,6 +35,7 @@ pub(super) struct Cut {
 pub(super) struct Connection<S: Read + Write> {
     stream: BufReader<S>,
     structured: bool,
+    unfragmented: bool,
     size: u64,
     numbers: Vec<u32>,
     last_cookie: u64,
@@ -63,6 +64,7 @@ impl<S: Read + Write> Connection<S> {
         Self {
             stream,
             structured: agreed.structured,
+            unfragmented: agreed.unfragmented,
             size: agreed.size,
             numbers: agreed.contexts.iter().map(|context| context.number).collect(),
             last_cookie: 0,
@@ -176,7 +178,11 @@ impl<S: Read + Write> Connection<S> {
     fn send(&mut self, command: u16, offset: u64, length: u32) -> Result<u64, Fault> {
         self.last_cookie += 1;
         let cookie = self.last_cookie;
-        self.stream.get_mut().write_all(&Request { command, cookie, offset, length }.encode())?;
+        // QEMU answers a read that fails halfway through its fragments by ending the connection, without a word of
+        // why. In one piece, it reports the error. Who reads knows where holes are and does not ask for them.
+        let unfragmented = self.unfragmented && command == command::READ;
+        let request = Request { unfragmented, command, cookie, offset, length };
+        self.stream.get_mut().write_all(&request.encode())?;
         match command {
             command::READ => self.traffic.reads += 1,
             command::BLOCK_STATUS => self.traffic.statuses += 1,

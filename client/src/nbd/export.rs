@@ -20,10 +20,11 @@ const CONNECT: &str = "connect";
 const READ: &str = "read";
 const ASK: &str = "ask for the status";
 
-/// Bytes of one request of a long read, if the server allows as many.
-const PIECE: u32 = 1 << 20;
-/// Requests of a long read that wait at one time.
-const DEPTH: usize = 4;
+/// Bytes of one request of a long read, if the server allows as many. Small enough that a read of 1 MiB keeps
+/// several requests in flight, which a disk answers at once.
+const PIECE: u32 = 256 << 10;
+/// Requests of a long read that wait at one time. QEMU works on up to 16.
+const DEPTH: usize = 8;
 /// No patience at all means "for ever" to a socket.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(1);
 
@@ -77,6 +78,8 @@ impl Export {
     }
 
     /// Fills `buf` with the bytes at `offset`. Any alignment and any length; long reads are cut into requests.
+    ///
+    /// Zeros come over the socket like data: ask [`Export::extents`] for what need not be read.
     ///
     /// # Errors
     /// A range past the end, what the server reports, and whatever is wrong with its answer. What `buf` holds then

@@ -31,6 +31,8 @@ pub(super) struct Agreed {
     pub maximum: u32,
     /// Whether replies come in chunks.
     pub structured: bool,
+    /// Whether reads may ask for an answer in one piece.
+    pub unfragmented: bool,
     /// In the order in which they were asked for.
     pub contexts: Vec<Context>,
 }
@@ -172,7 +174,7 @@ impl<S: Read + Write> Handshake<'_, S> {
     }
 
     fn open(mut self, structured: bool, contexts: Vec<Context>) -> Result<Agreed, NbdError> {
-        let (mut size, mut minimum, mut maximum) = (None, 1, LARGEST_READ);
+        let (mut disk, mut minimum, mut maximum) = (None, 1, LARGEST_READ);
         let data = message::go(&self.peer.export);
         let refusal = self
             .ask(option::GO, &data, |kind, payload| {
@@ -180,7 +182,7 @@ impl<S: Read + Write> Handshake<'_, S> {
                     return Fault::malformed(format!("an answer of kind {kind} where information belongs"));
                 }
                 match Information::decode(payload)? {
-                    Information::Size(found) => size = Some(found),
+                    Information::Export { size, unfragmented } => disk = Some((size, unfragmented)),
                     Information::BlockSizes { minimum: least, maximum: most } => {
                         (minimum, maximum) = (least, most);
                     }
@@ -194,9 +196,15 @@ impl<S: Read + Write> Handshake<'_, S> {
             Some(refusal) => return Err(self.refused(OPEN, reason(&refusal))),
             None => {}
         }
-        let (size, maximum) =
+        let Some((size, unfragmented)) = disk else {
+            let fault = Fault::Malformed("the size of the disk is missing".into());
+            return Err(self.peer.error(OPEN, None, fault));
+        };
+        let maximum =
             check_sizes(size, minimum, maximum).map_err(|fault| self.peer.error(OPEN, None, fault))?;
-        Ok(Agreed { size, minimum, maximum, structured, contexts })
+        // Without chunks nothing is ever fragmented, and the flag is not allowed.
+        let unfragmented = unfragmented && structured;
+        Ok(Agreed { size, minimum, maximum, structured, unfragmented, contexts })
     }
 
     fn no_such_export(&mut self) -> NbdError {
@@ -230,20 +238,17 @@ fn context_of(kind: u32, payload: &[u8]) -> Result<(u32, String), Fault> {
     message::meta_context(payload)
 }
 
-/// The size of the disk, and the most bytes that one read may have.
-fn check_sizes(size: Option<u64>, minimum: u32, maximum: u32) -> Result<(u64, u32), Fault> {
+/// The most bytes that one read may have.
+fn check_sizes(size: u64, minimum: u32, maximum: u32) -> Result<u32, Fault> {
     if !minimum.is_power_of_two() || minimum > LARGEST_MINIMUM || maximum < minimum {
         return Fault::malformed(format!("requests of {minimum} to {maximum} bytes"));
     }
-    let Some(size) = size else {
-        return Fault::malformed("the size of the disk is missing");
-    };
     // The bytes past the last whole block could not be read, so a backup would lack them.
-    if size > LARGEST || size % u64::from(minimum) != 0 {
+    if size > LARGEST || !size.is_multiple_of(u64::from(minimum)) {
         return Fault::malformed(format!("a disk of {size} bytes in blocks of {minimum}"));
     }
     let most = maximum.min(LARGEST_READ);
-    Ok((size, most - most % minimum))
+    Ok(most - most % minimum)
 }
 
 fn reason(refusal: &Refusal) -> String {

@@ -28,10 +28,15 @@ const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
+/// The flag of a request that may not be answered in fragments.
+const DF: u16 = 1 << 2;
+
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
 
 const INFO_EXPORT: u16 = 0;
+/// A flag of `INFO_EXPORT`; the others are about more than reading.
+const SEND_DF: u16 = 1 << 7;
 const INFO_BLOCK_SIZE: u16 = 3;
 
 /// What a client asks before it reads.
@@ -160,8 +165,8 @@ fn name(bytes: &[u8]) -> Result<String, Fault> {
 /// One piece of information about the export that is being opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Information {
-    /// Bytes of the disk.
-    Size(u64),
+    /// Bytes of the disk, and whether reads may ask for an answer in one piece.
+    Export { size: u64, unfragmented: bool },
     /// Smallest and largest request for data, in bytes.
     BlockSizes { minimum: u32, maximum: u32 },
     /// Something that a reader does not need.
@@ -174,9 +179,7 @@ impl Information {
         let found = match fields.u16()? {
             INFO_EXPORT => {
                 let size = fields.u64()?;
-                // Flags: what else the server could do than read, which is nothing to a reader.
-                fields.u16()?;
-                Self::Size(size)
+                Self::Export { size, unfragmented: fields.u16()? & SEND_DF != 0 }
             }
             INFO_BLOCK_SIZE => {
                 let minimum = fields.u32()?;
@@ -193,6 +196,8 @@ impl Information {
 /// A request, which has no payload.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
+    /// A read is answered in one piece of data.
+    pub unfragmented: bool,
     pub command: u16,
     pub cookie: u64,
     pub offset: u64,
@@ -201,9 +206,10 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn encode(self) -> Vec<u8> {
+        let flags = if self.unfragmented { DF } else { 0 };
         [
             &REQUEST_MAGIC.to_be_bytes()[..],
-            &0_u16.to_be_bytes(),
+            &flags.to_be_bytes(),
             &self.command.to_be_bytes(),
             &self.cookie.to_be_bytes(),
             &self.offset.to_be_bytes(),

@@ -66,3 +66,6 @@ pub struct Traffic {
     /// Bytes of the disk that the server described as a hole, without sending zeros.
     pub hole_bytes: u64,
 }
+
+#[cfg(test)]
+mod tests;
