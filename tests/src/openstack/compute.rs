@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Client, text};
 use super::services::Services;
 use super::site::{COMPUTE_SETTINGS, Site};
-use super::{Instance, OpenStack, databases, instance, state, tools};
+use super::{Instance, OpenStack, databases, instance, logs, state, tools};
 use crate::libvirt::Libvirtd;
 use crate::{Error, Result, guest};
 
@@ -49,21 +49,14 @@ impl OpenStack {
         let services = Services::start(&site)?;
         start_rabbitmq(&site, &services)?;
         databases::start(&site, &services)?;
-        services.start_wsgi(&site, "keystone")?;
-        databases::wait(&site, &services)?;
-        services.wait_for_http("keystone", ports.identity)?;
-        services.start_wsgi(&site, "glance")?;
-        services.start_wsgi(&site, "placement")?;
+        for name in ["keystone", "glance", "placement"] {
+            services.start_wsgi(&site, name)?;
+        }
         let stub =
             [site.python.display().to_string(), "-c".into(), NEUTRON.into(), ports.network.to_string()];
         services.run("neutron", &[], &stub)?;
         let client = Arc::new(Client::start(&site)?);
-        services.wait_for("rabbitmq", || TcpStream::connect(("127.0.0.1", ports.rabbit)).is_ok())?;
-        for daemon in ["nova-conductor", "nova-scheduler", "nova-compute"] {
-            start_daemon(&site, &services, daemon)?;
-        }
-        services.start_wsgi(&site, "nova-api")?;
-        services.wait_for_http("glance", ports.image)?;
+        start_nova(&site, &services)?;
         let compute = Compute { libvirtd, image: String::new(), flavor: String::new() };
         let mut cloud = Self { client, services, compute: Some(compute), site };
         cloud.prepare()?;
@@ -147,17 +140,24 @@ impl OpenStack {
 
     /// Starts a killed nova-compute again, and waits until it is at work.
     pub fn start_compute(&self) -> Result<()> {
-        let before = self.last_heard_of_compute()?;
+        let mut last = self.last_heard_of_compute()?;
         self.services.order("start", "nova-compute")?;
+        // The first change may be the last word of the one that was killed.
+        let mut changes = 0;
         self.services.wait_for("nova-compute", || {
-            self.last_heard_of_compute().is_ok_and(|now| now["updated_at"] != before["updated_at"])
+            if let Ok(now) = self.last_heard_of_compute()
+                && now != last
+            {
+                (last, changes) = (now, changes + 1);
+            }
+            changes == 2
         })
     }
 
-    /// The record of nova-compute among Nova's services.
+    /// When nova-compute last said that it is there.
     fn last_heard_of_compute(&self) -> Result<Value> {
         let mut services = self.request("compute", "GET", "/os-services?binary=nova-compute", None)?;
-        Ok(services["services"][0].take())
+        Ok(services["services"][0]["updated_at"].take())
     }
 }
 
@@ -181,6 +181,23 @@ fn start_rabbitmq(site: &Site, services: &Services) -> Result<()> {
         ("RABBITMQ_PID_FILE", format!("{folder}/pid")),
     ];
     services.run("rabbitmq", &variables, &[tools::RABBITMQ.to_owned()])
+}
+
+/// Starts Nova's services, those first that the others ask for something.
+fn start_nova(site: &Site, services: &Services) -> Result<()> {
+    databases::wait(site, services)?;
+    services.wait_for("rabbitmq", || TcpStream::connect(("127.0.0.1", site.ports.rabbit)).is_ok())?;
+    start_daemon(site, services, "nova-conductor")?;
+    services.start_wsgi(site, "nova-api")?;
+    services.wait_for_http("keystone", site.ports.identity)?;
+    services.wait_for_http("placement", site.ports.placement)?;
+    start_daemon(site, services, "nova-scheduler")?;
+    // Who asks the conductor too early asks again after ten seconds only.
+    services.wait_for("nova-conductor", || {
+        logs::end_of(&site.folder, "nova-conductor").contains("Starting conductor node")
+    })?;
+    start_daemon(site, services, "nova-compute")?;
+    services.wait_for_http("glance", site.ports.image)
 }
 
 fn start_daemon(site: &Site, services: &Services, name: &str) -> Result<()> {

@@ -133,8 +133,12 @@ pub(super) fn wait_for(client: &Client, uuid: &str, wanted: &str) -> Result<()> 
         if server["status"] == "ERROR" && wanted != "ERROR" {
             return Err(Error::new(format!("instance {uuid} is in ERROR: {}", server["fault"])));
         }
-        std::thread::sleep(Duration::from_millis(200));
-        Ok(server["status"] == wanted && server["OS-EXT-STS:task_state"].is_null())
+        let reached = server["status"] == wanted && server["OS-EXT-STS:task_state"].is_null();
+        if !reached {
+            // Nova asks half a dozen services for each answer.
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(reached)
     })
 }
 
