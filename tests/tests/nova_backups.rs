@@ -4,13 +4,15 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use underlay_tests::commands::{output, run, run_command};
+use underlay_tests::guest::DEFAULT_MARKER;
 use underlay_tests::libvirt::{Definition, Machine};
 use underlay_tests::openstack::{Instance, OpenStack};
 use underlay_tests::program::Underlay;
+use underlay_tests::qemu::{Format, Guest, Writes};
 
 /// A compute node, and a repository for its instances.
 struct Site {
@@ -175,8 +177,48 @@ fn points_of_an_instance_become_servers() {
     }
     machine.exec("cat /root/data1 /root/data2 /root/data3 >/dev/null").unwrap();
     site.expect_exact(&web, "at the end");
+
+    // In the place of its own disk, while it is stopped.
+    let into = |code: i32| {
+        let mut command = site.underlay.command(["restore", &points[1].1, "--to-instance", web.uuid()]);
+        let ended = output(&mut command).unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{}", String::from_utf8_lossy(&ended.stderr));
+        String::from_utf8_lossy(&ended.stderr).into_owned()
+    };
+    assert!(into(1).contains("is not shut off"));
+    web.stop().unwrap();
+    into(0);
+    web.start().unwrap();
+    let machine = site.machine(&web);
+    assert_eq!(machine.exec("cat /root/note; ls /root/data3 2>&1 | wc -l").unwrap(), "point 2\n1\n");
+    assert!(machine.exec("ls /root/data3").is_err());
+    let kept = std::fs::read_dir(web.folder()).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(kept.filter(|path| path.to_string_lossy().contains("disk.before-")).count(), 1);
+    site.expect_exact(&web, "after its disk was replaced");
+
+    // Anywhere else: a file, and the command that boots it.
+    let file = site.folder.path().join("anywhere.qcow2");
+    let told = site
+        .underlay
+        .json(["restore", &points[0].1, "--disk", "vda", "--to", file.to_str().unwrap()])
+        .unwrap();
+    let command = told["virt_install"].as_str().unwrap();
+    assert!(
+        command.starts_with("virt-install --import ") && command.contains("--memory 512 --vcpus 1 "),
+        "{command}"
+    );
+    let guest = Guest::boot(&file, Format::Qcow2, Writes::Discard).unwrap();
+    guest.wait_for(DEFAULT_MARKER, Duration::from_secs(180)).unwrap();
     web.delete().unwrap();
     assert!(site.folder.path().exists());
+}
+
+/// The guest writes a file, and notes what is in it.
+fn scribble(machine: &Machine, name: &str) {
+    let write = format!(
+        "cd /root; dd if=/dev/urandom of={name} bs=64k count=20 2>/dev/null; sha256sum {name} >>sums; sync"
+    );
+    machine.exec(&write).unwrap();
 }
 
 /// What Nova does after a backup that was killed.
@@ -206,23 +248,29 @@ fn nothing_is_lost_whenever_a_backup_is_killed_and_whatever_nova_does() {
     let moments: Vec<String> = std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect();
     println!("{}", moments.join(", "));
     let started = Instant::now();
+    let frozen = |at: usize| {
+        let place = |moment: &str| moments.iter().position(|found| found == moment).unwrap();
+        (place("Quiesce after")..=place("Thaw before")).contains(&at)
+    };
     for (at, moment) in moments.iter().enumerate() {
         let machine = site.machine(&web);
-        machine.exec(&format!("dd if=/dev/urandom of=/root/a{at} bs=64k count=20 2>/dev/null; cd /root; sha256sum a{at} >>sums; sync")).unwrap();
+        scribble(&machine, &format!("a{at}"));
         let ended = output(backup().env("KILL_AT", at.to_string())).unwrap();
         assert_eq!(ended.status.signal(), Some(9), "{moment}: {}", String::from_utf8_lossy(&ended.stderr));
-        machine.exec(&format!("dd if=/dev/urandom of=/root/b{at} bs=64k count=20 2>/dev/null; cd /root; sha256sum b{at} >>sums; sync")).unwrap();
+        // A guest whose file systems are frozen cannot write, until whoever comes next has thawed them.
+        if !frozen(at) {
+            scribble(&machine, &format!("b{at}"));
+        }
         let recovered = at % 3 == 0;
         if recovered {
             site.underlay.run(&["recover"]).unwrap();
         }
         let done = nova_acts(&web, at);
         println!("{:5.0} s, {moment}: recovered {recovered}, {done}", started.elapsed().as_secs_f64());
-        let machine = site.machine(&web);
-        machine
-            .exec("cd /root && sha256sum --quiet -c sums")
-            .unwrap_or_else(|error| panic!("{moment}, {done}: {error}"));
+        site.machine(&web);
         site.backup(&web, &[]);
+        let checked = site.machine(&web).exec("cd /root && sha256sum --quiet -c sums");
+        checked.unwrap_or_else(|error| panic!("{moment}, {done}: {error}"));
         if at % 4 == 3 {
             site.expect_exact(&web, moment);
         }

@@ -211,6 +211,7 @@ fn guest_survives_a_backup_by_bitmap_killed_at_every_step() {
     for step in STEPS {
         assert!(moments.contains(&format!("{step:?} before")), "{step:?} in {moments:?}");
     }
+    let place = |moment: &str| moments.iter().position(|found| found == moment).unwrap();
     let pid = host.web.qemu_pid().unwrap();
     for (at, moment) in moments.iter().enumerate() {
         host.scribble(&format!("a{at}")).unwrap();
@@ -221,7 +222,10 @@ fn guest_survives_a_backup_by_bitmap_killed_at_every_step() {
             println!("{at} {moment}: {}", host.recover().unwrap().join("; "));
             expect_untouched(&host, moment);
         }
-        host.scribble(&format!("b{at}")).unwrap();
+        // A guest whose file systems are frozen cannot write, until whoever comes next has thawed them.
+        if at % 2 == 0 || !(place("Quiesce after")..=place("Thaw before")).contains(&at) {
+            host.scribble(&format!("b{at}")).unwrap();
+        }
         // Not while it stands still: its agent could not thaw what a killed backup froze.
         host.backup([BITMAP]).unwrap();
         if at % 3 == 0 {

@@ -44,7 +44,8 @@ fn recovery_comes_before_nova_compute() {
     std::fs::write(drop_ins.join("underlay.conf"), &drop_in).unwrap();
     assert_eq!(verified(&compute), (true, String::new()));
     // In both directions there is no order: systemd says so, if it has read the drop-in.
-    std::fs::write(drop_ins.join("underlay.conf"), format!("{drop_in}Before=underlay-recover.service\n")).unwrap();
+    std::fs::write(drop_ins.join("underlay.conf"), format!("{drop_in}Before=underlay-recover.service\n"))
+        .unwrap();
     let (_, complaint) = verified(&compute);
     assert!(complaint.contains("cycle"), "or it would notice nothing: {complaint}");
 }

@@ -92,6 +92,10 @@ impl Host {
         }
     }
 
+    pub fn journal(&self) -> &FileJournal {
+        &self.journal
+    }
+
     pub fn virsh(&self) -> &Virsh {
         &self.virsh
     }

@@ -70,7 +70,7 @@ impl InstanceOptions {
                  volumes and properties of images are not recorded",
             );
         }
-        Ok(Instances { app, cloud })
+        Ok(Instances::new(app, cloud))
     }
 
     /// Names of their domains.
@@ -141,7 +141,12 @@ impl Instance {
     }
 }
 
-impl Instances<'_> {
+impl<'a> Instances<'a> {
+    /// Without a cloud, nobody is asked.
+    pub fn new(app: &'a App, cloud: Option<Cloud>) -> Self {
+        Self { app, cloud }
+    }
+
     /// Does `work` while nobody but admins may change the instance. The second result says what is left to do.
     pub fn guarded<T>(
         &self,

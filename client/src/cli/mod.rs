@@ -3,6 +3,7 @@
 mod backup;
 mod backup_domain;
 mod backup_instance;
+mod boot_line;
 mod check;
 mod cloud;
 mod forget;
@@ -22,10 +23,12 @@ mod report;
 mod restore;
 mod restore_domain;
 mod restore_image;
+mod restore_instance;
 mod show;
 mod target_path;
 mod text;
 mod vouch;
+mod written;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -302,6 +305,7 @@ mod tests {
             "underlay backup --instance u --vm web --no-api",
             "underlay backup --all-instances",
             "underlay restore web@latest --to-glance web --disk vda --format raw --json",
+            "underlay restore web@latest --to-instance u --disk vda --os-cloud home",
             "underlay restore web@latest --to-glance web --boot web-2 --flavor m1 --network none",
             "underlay key paper /file",
             "underlay list --repo https://host:7443/vms --token-file /t --server-fingerprint sha256:00 --allow-http",
@@ -329,6 +333,9 @@ mod tests {
             "underlay restore --to /x",
             "underlay restore web@latest --to /x --format vmdk",
             "underlay restore web@latest --to /x --to-glance web",
+            "underlay restore web@latest --to-instance u --to /x",
+            "underlay restore web@latest --to-instance u --to-glance web",
+            "underlay restore web@latest --to-instance u --format raw",
             "underlay restore web@latest --boot web",
             "underlay restore web@latest --to-glance web --flavor m1",
             "underlay restore web@latest --to-glance web --force",

@@ -51,6 +51,11 @@ impl Failure {
         Self::new(FAILED, messages, None)
     }
 
+    /// Something is in the way, and nothing was done.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::new(FAILED, vec![message.into()], None)
+    }
+
     /// An ending after the result has been printed.
     pub fn after_result(code: u8, message: impl Into<String>) -> Self {
         Self { stdout_is_taken: true, ..Self::new(code, vec![message.into()], None) }

@@ -11,13 +11,16 @@ use underlay_store::repository::Access;
 use underlay_store::snapshot::{Disk, PrivateMetadata};
 
 use super::App;
+use super::boot_line::virt_install;
 use super::holes;
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::restore_domain::{Attempt, DefineOptions, keeps_firmware_variables};
 use super::restore_image::ImageOptions;
+use super::restore_instance::InstanceTarget;
 use super::target_path::{TargetFormat, absolute, is_device, is_raw_by_name};
 use super::text::{count, say, size, warn};
-use crate::domain::kept::NVRAM_DISK;
+use super::written::{Target, Written};
+use crate::domain::kept::{NVRAM_DISK, find_instance};
 use crate::restore::{
     DiskOutput, Environment, Hole, OutputFormat, Qcow2Plan, RestoreOptions, RestoreStatistics, StreamOutput,
     create_output, restore, restore_with_holes,
@@ -45,7 +48,7 @@ pub(super) struct Restore {
     #[arg(long)]
     disk: Option<String>,
     /// A file, a folder, a block device, or - for stdout
-    #[arg(long, value_name = "PATH", required_unless_present = "to_glance")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["to_glance", "to_instance"])]
     to: Option<PathBuf>,
     /// Without it, by the ending of PATH: .raw, .img and .fd are raw, all else is qcow2; a device and stdout are raw
     #[arg(long, value_enum)]
@@ -61,21 +64,8 @@ pub(super) struct Restore {
     domain: DefineOptions,
     #[command(flatten)]
     image: ImageOptions,
-}
-
-/// A disk, and where it goes.
-pub(super) struct Target<'a> {
-    pub disk: &'a Disk,
-    pub path: PathBuf,
-    pub format: OutputFormat,
-}
-
-/// What became of it.
-struct Written<'a> {
-    target: Target<'a>,
-    result: Result<RestoreStatistics, Failure>,
-    /// What could not be had, if holes are allowed.
-    holes: Vec<Hole>,
+    #[command(flatten)]
+    instance: InstanceTarget,
 }
 
 impl Restore {
@@ -83,6 +73,10 @@ impl Restore {
         if self.image.is_wanted() {
             let format = self.format.map_or(OutputFormat::Qcow2, TargetFormat::output);
             return self.image.run(app, &self.snapshot, self.disk.as_deref(), format);
+        }
+        if self.instance.is_wanted() {
+            let (connection, cloud) = (self.domain.connection(), self.image.cloud());
+            return self.instance.run(app, &self.snapshot, self.disk.as_deref(), connection, cloud);
         }
         match self.to_stdout() {
             true => self.restore(app).map_err(Failure::keep_stdout_clean),
@@ -143,7 +137,10 @@ impl Restore {
         app.progress.finish();
         let whole = written.iter().all(|written| written.result.is_ok());
         let domain = domain.filter(|_| whole).map(|domain| domain.define(app)).transpose()?;
-        self.tell(app, snapshot.snapshot, written, domain)
+        let instance = private.as_ref().and_then(|private| find_instance(private).ok().flatten());
+        let instance = instance.filter(|_| whole && domain.is_none() && !self.to_stdout());
+        let boot = instance.map(|instance| virt_install(&snapshot.vm, &instance, &written));
+        self.tell(app, snapshot.snapshot, written, domain, boot)
     }
 
     /// Writes one disk, which lies in `under` until it is whole.
@@ -292,6 +289,7 @@ impl Restore {
         snapshot: SnapshotId,
         mut written: Vec<Written<'_>>,
         domain: Option<Attempt>,
+        boot: Option<String>,
     ) -> Result<(), Failure> {
         let failed = written.iter().filter(|written| written.result.is_err()).count();
         if failed > 0 && (self.to_stdout() || written.len() == 1) {
@@ -303,6 +301,9 @@ impl Restore {
             let mut document = json!({ "snapshot": snapshot, "disks": serde_json::Value::from_iter(disks) });
             if let Some(domain) = &domain {
                 document["domain"] = domain.document();
+            }
+            if let Some(boot) = &boot {
+                document["virt_install"] = json!(boot);
             }
             told = say(document);
         }
@@ -324,7 +325,11 @@ impl Restore {
             0 if written.iter().any(|written| !written.holes.is_empty()) => {
                 told.and(Err(Failure::after_result(IN_PART, "not all of it could be restored: it has holes")))
             }
-            0 => domain.map_or(Ok(()), |domain| domain.tell(app)).and(told),
+            0 => {
+                let boot = boot.filter(|_| !app.global.json);
+                let said = boot.map_or(Ok(()), |boot| say(format!("to boot it anywhere: {boot}")));
+                domain.map_or(Ok(()), |domain| domain.tell(app)).and(told).and(said)
+            }
             _ if failed < written.len() => Err(Failure::after_result(IN_PART, message)),
             _ => {
                 let code =
@@ -373,25 +378,5 @@ impl Restore {
             },
         );
         say(format!("{name}: {bytes} written to {path}, {data} of it data, {verified}"))
-    }
-}
-
-impl Written<'_> {
-    fn document(&self) -> serde_json::Value {
-        let mut document = json!({
-            "disk": self.target.disk.name,
-            "path": self.target.path.display().to_string(),
-            "size": self.target.disk.root.size,
-        });
-        match &self.result {
-            Ok(statistics) => {
-                document["statistics"] = json!(statistics);
-                if !self.holes.is_empty() {
-                    document["holes"] = json!(self.holes);
-                }
-            }
-            Err(failure) => document["error"] = json!(failure.line()),
-        }
-        document
     }
 }

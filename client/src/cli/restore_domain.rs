@@ -14,8 +14,8 @@ use underlay_store::snapshot::{PrivateMetadata, Snapshot};
 use super::App;
 use super::backup_domain::Connection;
 use super::report::{Failure, IN_PART};
-use super::restore::Target;
 use super::text::{say, warn};
+use super::written::Target;
 use crate::domain::kept::{KeptDomain, NVRAM_DISK};
 use crate::hypervisor::{Adaptation, Adapted, Backing, RestoredAs, Virsh, adapt, define_new, ensure_free};
 use crate::restore::{OutputFormat, PrivateFile};
@@ -64,6 +64,11 @@ impl DefineOptions {
     /// Whether a domain is to be defined.
     pub fn is_wanted(&self) -> bool {
         self.define
+    }
+
+    /// The hypervisor.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Refuses what can be refused without looking at anything.

@@ -57,6 +57,11 @@ impl ImageOptions {
         self.to_glance.is_some()
     }
 
+    /// Which cloud.
+    pub fn cloud(&self) -> &CloudOptions {
+        &self.cloud
+    }
+
     /// Makes it. `disk` is what the user chose, if anything.
     pub fn run(
         &self,
@@ -122,7 +127,7 @@ impl ImageOptions {
 }
 
 /// The disk to make an image of: the one that is named, or the first of its domain, which it boots from.
-fn chosen<'a>(
+pub(super) fn chosen<'a>(
     snapshot: &'a Snapshot,
     private: &PrivateMetadata,
     wanted: Option<&str>,

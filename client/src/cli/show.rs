@@ -11,7 +11,8 @@ use super::App;
 use super::list::summary;
 use super::report::Failure;
 use super::text::{count, say, size};
-use crate::domain::kept::{KeptDomain, NVRAM_DISK};
+use crate::domain::kept::{INSTANCE, KeptDomain, NVRAM_DISK};
+use crate::hypervisor::NovaInstance;
 
 /// Characters of a value that is shown in a line.
 const LONGEST_VALUE: usize = 200;
@@ -82,9 +83,7 @@ fn print(
             lines.extend(
                 images.map(|image| format!("image        {}: {} ({})", image.disk, image.path, image.format)),
             );
-            lines.extend(private.extra.iter().flat_map(|(name, value)| {
-                KeptDomain::deserialize(value).map_or_else(|_| vec![other(name, value)], |kept| domain(&kept))
-            }));
+            lines.extend(private.extra.iter().flat_map(|(name, value)| kept(name, value)));
         }
         (None, Some(_)) => lines.push("private      sealed: the restore key shows host and paths".into()),
         (None, None) => {}
@@ -100,6 +99,31 @@ fn damage(mark: Option<&DamageMark>) -> Vec<String> {
         let (chunks, nodes) = (count(disk.chunks, "chunk"), count(disk.nodes, "node"));
         format!("  lost       {}: {chunks} and {nodes}; `restore --allow-holes` writes the rest", disk.name)
     }));
+    lines
+}
+
+/// Something that the snapshot keeps, by its name.
+fn kept(name: &str, value: &Value) -> Vec<String> {
+    let as_instance = || NovaInstance::deserialize(value).ok().filter(|_| name == INSTANCE);
+    let as_domain = || KeptDomain::deserialize(value).ok();
+    let lines = as_domain().map(|kept| domain(&kept)).or_else(|| as_instance().map(|kept| instance(&kept)));
+    lines.unwrap_or_else(|| vec![other(name, value)])
+}
+
+/// The instance of Nova that the snapshot was made of.
+fn instance(kept: &NovaInstance) -> Vec<String> {
+    let flavor = &kept.flavor;
+    let (memory, vcpus) = (flavor.memory, count(flavor.vcpus, "processor"));
+    let mut lines = vec![
+        format!("instance     {}", kept.name),
+        format!("  flavor     {}: {memory} MiB, {vcpus}, {} GiB", flavor.name, flavor.disk),
+    ];
+    let known = [("project", &kept.project), ("user", &kept.user), ("image", &kept.image)];
+    let known = known.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    lines.extend(known.map(|(name, value)| format!("  {name:10} {value}")));
+    lines.extend(kept.volumes.iter().map(|volume| format!("  volume     {volume}, not in the snapshot")));
+    let properties = kept.image_properties.iter().chain(&kept.metadata);
+    lines.extend(properties.map(|(name, value)| format!("  {name} = {value}")));
     lines
 }
 

@@ -10,7 +10,7 @@ use crate::hypervisor::NovaInstance;
 /// Name under which it lies in the private metadata.
 const FIELD: &str = "domain";
 /// Name under which an instance of Nova lies there.
-const INSTANCE: &str = "instance";
+pub const INSTANCE: &str = "instance";
 
 /// Name of the snapshot's disk that holds the firmware's variables. No disk of a domain can have it: libvirt's targets are
 /// letters and digits that begin with the bus.

@@ -15,6 +15,8 @@
 mod capture;
 mod error;
 mod freeze;
+mod guards;
+mod intent;
 pub mod kept;
 mod layers;
 mod merge;
@@ -32,11 +34,12 @@ use underlay_store::progress::Progress;
 pub use capture::{CaptureImages, ImageAccess};
 pub use error::DomainError;
 pub use freeze::Quiesce;
+pub use intent::Intent;
 pub use layers::LocalLayers;
 pub use plan::{Approach, Wishes};
 pub use record::Strategy;
 pub use recover::Recovered;
-pub use run::{Capture, DomainOutcome, Frozen, FrozenChain, Intent, LiveExport};
+pub use run::{Capture, DomainOutcome, Frozen, FrozenChain, LiveExport};
 pub use steps::{FreeSpace, Hands, Journal, Layers, Moment, Observer, Step, Unobserved};
 
 use crate::hypervisor::Domain;

@@ -24,7 +24,7 @@ use crate::hypervisor::{Domain, PullRequest, PulledDisk};
 use super::plan::{self, SelectedDisk, Selection};
 use super::record::{DomainRecord, FileIdentity, Pull, TrackedDisk, Tracking};
 use super::run::{Capture, DomainOutcome, LiveExport};
-use super::{Approach, DomainError, Lifecycle, Quiesce, Wishes};
+use super::{Approach, DomainError, Lifecycle, Quiesce, Wishes, guards};
 
 /// Every checkpoint's name begins with this.
 const MARK: &str = "underlay-";
@@ -107,8 +107,8 @@ impl Lifecycle<'_> {
         wishes: &Wishes,
     ) -> Result<PullRequest, DomainError> {
         let nonce = plan::nonce();
-        plan::guard(domain, &self.facts(&domain.name, selection)?, wishes)?;
-        plan::guard_bitmaps(&domain.name, selection)?;
+        guards::guard(domain, &self.facts(&domain.name, selection)?, wishes)?;
+        guards::guard_bitmaps(&domain.name, selection)?;
         let folder = |disk: &SelectedDisk| match &wishes.overlay_folder {
             Some(folder) => folder.clone(),
             None => disk.active.path.parent().unwrap_or(Path::new("/")).to_owned(),
@@ -122,7 +122,7 @@ impl Lifecycle<'_> {
             let scratch = folder.join(format!("{MARK}{nonce}.{target}.scratch"));
             disks.push(PulledDisk { target: target.clone(), scratch });
         }
-        plan::guard_space(&domain.name, &wanted)?;
+        guards::guard_space(&domain.name, &wanted)?;
         let socket = self.socket(domain, wishes, &folder(&selection.disks[0]), &nonce)?;
         Ok(PullRequest { checkpoint: format!("{MARK}{nonce}"), since: None, socket, disks })
     }

@@ -12,7 +12,7 @@ use crate::hypervisor::{Backing, Domain};
 use super::merge::Merging;
 use super::plan::{self, Facts, SelectedDisk, Selection, Wishes};
 use super::record::{Content, DomainRecord, FrozenDisk, Operation, Phase, Strategy};
-use super::{Approach, DomainError, Lifecycle, Quiesce, Step};
+use super::{Approach, DomainError, Lifecycle, Quiesce, Step, guards};
 
 /// Disks that nobody writes to for the moment, to be read now.
 #[derive(Debug)]
@@ -75,19 +75,6 @@ pub struct DomainOutcome {
     /// What is left to do: layers that could not be brought together, which the next recovery tries again, or a guest that is not
     /// well. The snapshot is safe.
     pub unfinished: Option<DomainError>,
-}
-
-/// What a backup of a domain would do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intent {
-    /// The domain.
-    pub domain: String,
-    /// How; `None` if it is stopped.
-    pub strategy: Option<Approach>,
-    /// An interrupted backup would be brought in order first.
-    pub recovers: bool,
-    /// What would be done, a line each.
-    pub steps: Vec<String>,
 }
 
 impl Lifecycle<'_> {
@@ -167,62 +154,9 @@ impl Lifecycle<'_> {
         }
     }
 
-    /// What a backup would do. Changes nothing.
-    ///
-    /// # Errors
-    /// What would keep the backup from beginning.
-    pub fn intent(&self, name: &str, wishes: &Wishes) -> Result<Intent, DomainError> {
-        let domain = self.hands.domain(name)?;
-        let record = self.record(&domain)?;
-        let recovers = record.operation.is_some() || record.thaw_pending;
-        let mut intent = Intent { domain: name.to_owned(), strategy: None, recovers, steps: Vec::new() };
-        if recovers {
-            intent
-                .steps
-                .push("bring an interrupted backup in order; what follows may then be different".into());
-        }
-        let selection = self.select(&domain, wishes)?;
-        intent.steps.extend(plan::changes(&record, &selection));
-        if !domain.is_running() {
-            let read = selection.disks.iter().map(|disk| {
-                format!(
-                    "read {} as {}, and let nobody start the domain meanwhile",
-                    disk.active.path.display(),
-                    disk.target
-                )
-            });
-            intent.steps.extend(read);
-            return Ok(intent);
-        }
-        if wishes.strategy == Some(Approach::Bitmap) {
-            plan::guard_bitmaps(name, &selection)?;
-            intent.strategy = Some(Approach::Bitmap);
-            let read = selection.disks.iter().map(|disk| {
-                let since =
-                    record.tracking.as_ref().is_some_and(|known| known.disks.contains_key(&disk.target));
-                let what = if since {
-                    "what was written since the last backup, if its bitmap is sound"
-                } else {
-                    "all of it"
-                };
-                format!("show {} as it is at one moment, and read {what}", disk.target)
-            });
-            intent.steps.extend(read);
-            return Ok(intent);
-        }
-        let operation = match recovers {
-            // Its jobs and overlays are still there, and would be refused.
-            true => self.planned(&domain, &selection, &record, wishes, &Facts::default())?,
-            false => self.operation(&domain, &selection, &record, wishes)?,
-        };
-        intent.strategy = Some(operation.strategy.into());
-        intent.steps.extend(operation.disks.iter().flat_map(|disk| describe(disk, operation.strategy)));
-        Ok(intent)
-    }
-
-    fn select(&self, domain: &Domain, wishes: &Wishes) -> Result<Selection, DomainError> {
+    pub(super) fn select(&self, domain: &Domain, wishes: &Wishes) -> Result<Selection, DomainError> {
         let selection = plan::select(&domain.name, domain.current()?, &wishes.exclude)?;
-        plan::guard_definitions(domain, &selection)?;
+        guards::guard_definitions(domain, &selection)?;
         for target in &selection.skipped {
             self.notice(&domain.name, &format!("disk {target} is read-only and is not backed up"));
         }
@@ -230,7 +164,7 @@ impl Lifecycle<'_> {
     }
 
     /// The operation that freezes a running domain's disks, if nothing stands in its way.
-    fn operation(
+    pub(super) fn operation(
         &self,
         domain: &Domain,
         selection: &Selection,
@@ -257,7 +191,7 @@ impl Lifecycle<'_> {
         Ok(facts)
     }
 
-    fn planned(
+    pub(super) fn planned(
         &self,
         domain: &Domain,
         selection: &Selection,
@@ -265,7 +199,7 @@ impl Lifecycle<'_> {
         wishes: &Wishes,
         facts: &Facts,
     ) -> Result<Operation, DomainError> {
-        let strategy = match plan::guard(domain, facts, wishes)? {
+        let strategy = match guards::guard(domain, facts, wishes)? {
             Approach::Pivot => Strategy::Pivot,
             Approach::Rotate | Approach::Bitmap => Strategy::Rotate,
         };
@@ -276,7 +210,7 @@ impl Lifecycle<'_> {
             let size = self.hands.capacity(&domain.name, &disk.target)?;
             wanted.push((folder.to_owned(), self.hands.free_space(folder)?, size));
         }
-        plan::guard_space(&domain.name, &wanted)?;
+        guards::guard_space(&domain.name, &wanted)?;
         Ok(operation)
     }
 
@@ -406,26 +340,4 @@ fn content(disk: &FrozenDisk, read: &CapturedDisk, repository: RepositoryId) -> 
     let below = into.checked_sub(1).map(|below| read.layers[below].root);
     let layers = read.layers[into..].iter().rev().map(|layer| layer.identity.clone()).collect();
     Some(Content { repository, layers, root, below })
-}
-
-fn describe(disk: &FrozenDisk, strategy: Strategy) -> Vec<String> {
-    let (target, frozen, overlay) = (&disk.target, disk.frozen.path.display(), disk.overlay.display());
-    let mut lines = vec![
-        format!("freeze {target}: {frozen} stays as it is, the guest goes on in {overlay}"),
-        format!("read {frozen} as {target}, except for layers that are known"),
-    ];
-    lines.push(match (strategy, &disk.merge) {
-        (Strategy::Pivot, _) => {
-            format!("merge {overlay} into {frozen}, which the guest goes on in, and remove it")
-        }
-        (Strategy::Rotate, Some(merge)) => {
-            let overlays: Vec<_> = merge.overlays.iter().map(|path| path.display().to_string()).collect();
-            let into = merge.into.path.display();
-            format!("merge {} into {into}, and remove it", overlays.join(" and "))
-        }
-        (Strategy::Rotate, None) => {
-            format!("leave the guest in {overlay}; the next backup merges that into {frozen}")
-        }
-    });
-    lines
 }

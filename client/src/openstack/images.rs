@@ -6,7 +6,8 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::identity::{Ask, Service, gone};
+use super::answer::gone;
+use super::identity::{Ask, Service};
 use super::{Cloud, OpenStackError};
 
 /// An image to be made.

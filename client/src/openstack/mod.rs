@@ -3,6 +3,7 @@
 //! [`Cloud`] speaks to all of them with one token, which is made anew when it has run out. Reads are repeated while that can help; what
 //! changes something is asked once, unless asking twice does no harm.
 
+mod answer;
 mod credentials;
 mod error;
 mod identity;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::identity::{Ask, Service, gone};
+use super::answer::gone;
+use super::identity::{Ask, Service};
 use super::{Cloud, OpenStackError};
 use crate::hypervisor::NovaInstance;
 

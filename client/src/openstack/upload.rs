@@ -11,7 +11,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 
-use super::identity::{Service, refusal, unreachable};
+use super::answer::{refusal, unreachable};
+use super::identity::Service;
 use super::{Cloud, Image, OpenStackError};
 
 /// Bytes sent at once.

@@ -33,18 +33,3 @@ fn overlays_of_another_state_folder_are_told_once() {
     record.disk_mut("vda").layers.insert("/vm/web.vda.underlay-1.qcow2".into());
     assert_eq!(changes(&record, &selection), Vec::<String>::new());
 }
-
-#[test]
-fn overlays_need_room_in_proportion() {
-    assert_eq!(space_for_overlay(0), LEAST_SPACE);
-    assert_eq!(space_for_overlay(10 << 30), 1 << 30);
-    assert_eq!(space_for_overlay(1 << 50), MOST_SPACE);
-    let space = |bytes| FreeSpace { device: 1, bytes };
-    let disk = |bytes| (PathBuf::from("/vm"), space(bytes), 10u64 << 30);
-    assert!(guard_space("web", &[disk(2 << 30), disk(2 << 30)]).is_ok());
-    let error = guard_space("web", &[disk(2 << 30), disk(2 << 30), disk(2 << 30)]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "domain web: /vm has 2048 MiB free, and its overlays may need 3072 MiB while the backup runs"
-    );
-}

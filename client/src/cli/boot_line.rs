@@ -1,0 +1,81 @@
+//! The command that boots what was restored of an instance anywhere else.
+
+use std::path::Path;
+
+use super::written::Written;
+use crate::hypervisor::NovaInstance;
+use crate::restore::OutputFormat;
+
+/// Memory of a machine of which nothing is known, in MiB.
+const SOME_MEMORY: u64 = 2048;
+
+/// `virt-install` for a machine like that instance, on these disks; the first one is what it boots from.
+pub(super) fn virt_install(name: &str, instance: &NovaInstance, written: &[Written<'_>]) -> String {
+    let disks = written.iter().map(|disk| (disk.target.path.as_path(), disk.target.format));
+    command(name, instance, disks)
+}
+
+fn command<'a>(
+    name: &str,
+    instance: &NovaInstance,
+    disks: impl IntoIterator<Item = (&'a Path, OutputFormat)>,
+) -> String {
+    let flavor = &instance.flavor;
+    let memory = if flavor.memory == 0 { SOME_MEMORY } else { flavor.memory };
+    let property =
+        |name: &str, usual: &'static str| instance.image_properties.get(name).map_or(usual, String::as_str);
+    let mut words = vec!["virt-install".to_owned(), "--import".to_owned()];
+    let mut option = |name: &str, value: String| words.extend([name.to_owned(), quoted(&value)]);
+    option("--name", name.to_owned());
+    option("--memory", memory.to_string());
+    option("--vcpus", flavor.vcpus.max(1).to_string());
+    option("--osinfo", "detect=on,require=off".to_owned());
+    if property("hw_firmware_type", "bios") == "uefi" {
+        option("--boot", "uefi".to_owned());
+    }
+    for (path, format) in disks {
+        let format = match format {
+            OutputFormat::Raw => "raw",
+            OutputFormat::Qcow2 => "qcow2",
+        };
+        // A comma ends a value unless there are two.
+        let path = path.display().to_string().replace(',', ",,");
+        option("--disk", format!("path={path},format={format},bus={}", property("hw_disk_bus", "virtio")));
+    }
+    option("--network", format!("network=default,model={}", property("hw_vif_model", "virtio")));
+    words.push("--noautoconsole".to_owned());
+    words.join(" ")
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:@%+".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::NovaFlavor;
+
+    #[test]
+    fn a_machine_like_the_instance() {
+        let flavor = NovaFlavor { memory: 512, vcpus: 2, ..NovaFlavor::default() };
+        let properties = [("hw_disk_bus", "scsi"), ("hw_firmware_type", "uefi")];
+        let image_properties = properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let instance = NovaInstance { flavor, image_properties, ..NovaInstance::default() };
+        let disks = [
+            (Path::new("/vm/it's, mine.qcow2"), OutputFormat::Qcow2),
+            (Path::new("/b.raw"), OutputFormat::Raw),
+        ];
+        assert_eq!(
+            command("web", &instance, disks),
+            r"virt-install --import --name web --memory 512 --vcpus 2 --osinfo detect=on,require=off --boot uefi --disk 'path=/vm/it'\''s,, mine.qcow2,format=qcow2,bus=scsi' --disk path=/b.raw,format=raw,bus=scsi --network network=default,model=virtio --noautoconsole"
+        );
+        let unknown = command("x y", &NovaInstance::default(), []);
+        assert!(unknown.contains("--name 'x y' --memory 2048 --vcpus 1 "), "{unknown}");
+    }
+}

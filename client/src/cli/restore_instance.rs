@@ -1,0 +1,189 @@
+//! `underlay restore --to-instance`: a disk in the place of a stopped instance's.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{MetadataExt, fchown};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde_json::json;
+use underlay_store::repository::Access;
+use underlay_store::snapshot::Timestamp;
+
+use super::App;
+use super::backup_domain::{Connection, Host};
+use super::backup_instance::Instances;
+use super::cloud::CloudOptions;
+use super::report::Failure;
+use super::restore_image::chosen;
+use super::text::{say, size, warn};
+use crate::domain::Journal;
+use crate::hypervisor::{Domain, Hypervisor, Source};
+use crate::image::is_open_in_qemu;
+use crate::restore::{Environment, OutputFormat, RestoreOptions, create_output, restore};
+
+/// Whether to put a disk into an instance.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "OpenStack")]
+pub(super) struct InstanceTarget {
+    /// Put the disk in the place of that of a stopped instance on this host, by the instance's UUID. What it had is kept beside it
+    #[arg(long, value_name = "UUID",
+          conflicts_with_all = ["to", "to_glance", "force", "allow_holes", "define", "format"])]
+    to_instance: Option<String>,
+}
+
+/// The disk that makes room.
+struct Place {
+    path: PathBuf,
+    format: OutputFormat,
+    /// Where the new one is made, and the old one is kept.
+    beside: PathBuf,
+}
+
+impl InstanceTarget {
+    /// Whether an instance gets a disk.
+    pub fn is_wanted(&self) -> bool {
+        self.to_instance.is_some()
+    }
+
+    /// Gives it the disk. `disk` is what the user chose, if anything.
+    pub fn run(
+        &self,
+        app: &App,
+        wanted: &str,
+        disk: Option<&str>,
+        connection: &Connection,
+        cloud: &CloudOptions,
+    ) -> Result<(), Failure> {
+        let uuid = self.to_instance.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let host = Host::new(app, connection);
+        let name = host.virsh().name_of(&uuid)?.ok_or_else(|| {
+            Failure::usage(format!("no domain of this hypervisor is the instance {uuid}"))
+                .hint("`openstack server show` names the host that it is on; run underlay there")
+        })?;
+        let instances = Instances::new(app, cloud.find(app)?);
+        let (told, left) = instances.guarded(&uuid, |_| replace(app, &host, &name, wanted, disk))?;
+        say(told)?;
+        left.map_or(Ok(()), Err)
+    }
+}
+
+/// Replaces a disk of a stopped domain; what to say of it.
+fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>) -> Result<String, Failure> {
+    let domain = expect_stopped(host, name)?;
+    // Backups keep away until this is dropped.
+    let lock = host
+        .journal()
+        .lock(&domain.uuid)
+        .map_err(|error| Failure::failed("cannot lock the domain", error))?;
+    let _lock =
+        lock.ok_or_else(|| Failure::refused(format!("another underlay is working on domain {name}")))?;
+    let record = host.journal().load(&domain.uuid);
+    let record = record.map_err(|error| Failure::failed("cannot read what is known of the domain", error))?;
+    if record.is_some_and(|record| record.operation.is_some() || record.pull.is_some()) {
+        let failure = Failure::refused(format!("a backup of domain {name} was interrupted"));
+        return Err(failure.hint("bring it in order first: `underlay recover`"));
+    }
+    let opened = app.open(Access::Read)?;
+    let key = opened.restore_key()?;
+    let snapshots = app.snapshots(&opened)?;
+    snapshots.report_damaged();
+    let snapshot = snapshots.select(wanted)?;
+    let private = opened.private(snapshot)?.unwrap_or_default();
+    let disk = chosen(snapshot, &private, disk)?;
+    let place = place(&domain, &disk.name, snapshot.time)?;
+    let environment = Environment {
+        authority: &*opened.authority,
+        key,
+        repository: opened.descriptor.repository,
+        runtime: app.runtime.handle().clone(),
+        progress: &*app.progress,
+        cancel: &app.cancel,
+    };
+    let output = create_output(&place.beside, place.format, disk.root.size, false)?;
+    restore(&environment, disk.root, &*output, &RestoreOptions::default())?;
+    output.finish()?;
+    app.progress.finish();
+    if let Err(failure) = expect_stopped(host, name).and_then(|_| place.exchange()) {
+        let _ = std::fs::remove_file(&place.beside);
+        return Err(failure);
+    }
+    let (path, kept) = (place.path.display().to_string(), place.beside.display().to_string());
+    Ok(match app.global.json {
+        true => json!({ "snapshot": snapshot.snapshot, "disk": disk.name, "path": path, "kept": kept })
+            .to_string(),
+        false => {
+            let size = size(disk.root.size);
+            format!(
+                "{}: {size} in the place of {path}, every chunk verified; what it had is {kept}",
+                disk.name
+            )
+        }
+    })
+}
+
+/// The instance's domain, if nothing of it runs.
+fn expect_stopped(host: &Host, name: &str) -> Result<Domain, Failure> {
+    let domain = host.virsh().domain(name)?;
+    if domain.instance().is_none() {
+        return Err(Failure::usage(format!("{name} is no instance of Nova")));
+    }
+    if domain.is_running() || host.virsh().is_saved(name)? {
+        let failure = Failure::refused(format!("instance {} is not shut off", domain.uuid));
+        return Err(failure.hint(format!("stop it first: `openstack server stop {}`", domain.uuid)));
+    }
+    Ok(domain)
+}
+
+/// Where the disk of that target lies.
+fn place(domain: &Domain, target: &str, time: Timestamp) -> Result<Place, Failure> {
+    let definition = domain.current()?;
+    let disk = definition.disk(target).ok_or_else(|| {
+        let targets: Vec<_> = definition.disks.iter().map(|disk| disk.target.as_str()).collect();
+        Failure::usage(format!("the instance has no disk {target}"))
+            .hint(format!("its disks are {}", targets.join(", ")))
+    })?;
+    let Source::File(path) = &disk.source else {
+        return Err(Failure::usage(format!("disk {target} of the instance is no file")));
+    };
+    let format = match disk.format.as_deref() {
+        Some("raw") => OutputFormat::Raw,
+        Some("qcow2") => OutputFormat::Qcow2,
+        other => {
+            let format = other.unwrap_or("no format");
+            return Err(Failure::usage(format!(
+                "disk {target} of the instance has {format}, which cannot be written"
+            )));
+        }
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!("{name}.before-{}", time.as_milliseconds()));
+    Ok(Place { path: path.clone(), format, beside })
+}
+
+impl Place {
+    /// Puts the new disk where the old one is, and the old one where the new one was made, at once.
+    fn exchange(&self) -> Result<(), Failure> {
+        let failed =
+            |error: std::io::Error| Failure::failed(format!("cannot replace {}", self.path.display()), error);
+        if is_open_in_qemu(&self.path).map_err(failed)? {
+            return Err(Failure::refused(format!("{} is in use", self.path.display())));
+        }
+        let old = std::fs::metadata(&self.path).map_err(failed)?;
+        self.belong(&old).map_err(failed)?;
+        renameat_with(CWD, &self.path, CWD, &self.beside, RenameFlags::EXCHANGE)
+            .map_err(|errno| failed(errno.into()))?;
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            warn(format_args!("note: {} could not be flushed: {error}", folder.display()));
+        }
+        Ok(())
+    }
+
+    /// Gives the new disk the owner and the mode of the old one.
+    fn belong(&self, old: &Metadata) -> std::io::Result<()> {
+        let new = File::open(&self.beside)?;
+        fchown(&new, Some(old.uid()), Some(old.gid()))?;
+        new.set_permissions(old.permissions())
+    }
+}
