@@ -1,6 +1,7 @@
 //! Glance: images.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde::Deserialize;
@@ -9,6 +10,10 @@ use serde_json::json;
 use super::answer::gone;
 use super::identity::{Ask, Service};
 use super::{Cloud, OpenStackError};
+
+/// Attempts at removing an image, and the pause between two.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// An image to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +71,7 @@ impl Cloud {
         body["name"] = json!(new.name);
         body["disk_format"] = json!(new.disk_format);
         body["container_format"] = json!("bare");
+        body["visibility"] = json!("private");
         body["min_disk"] = json!(new.min_disk);
         self.read(&Ask::post(Service::Image, "/images", body)).await
     }
@@ -83,11 +89,19 @@ impl Cloud {
     /// # Errors
     /// If the cloud does not do it.
     pub async fn delete_image(&self, id: &str) -> Result<(), OpenStackError> {
+        let cloud = self.unstoppable();
         let ask = Ask { method: Method::DELETE, ..Ask::get(Service::Image, format!("/images/{id}")) };
-        match self.unstoppable().ask(&ask).await {
-            Err(error) if gone(&error) => Ok(()),
-            answer => answer.map(drop),
+        for attempt in 1.. {
+            match cloud.ask(&ask).await {
+                Err(error) if gone(&error) => break,
+                // Glance still has its hands on a file that has just been given up.
+                Err(OpenStackError::Refused { status: 403 | 409, .. }) if attempt < ATTEMPTS => {
+                    cloud.rest(PAUSE).await?;
+                }
+                answer => return answer.map(drop),
+            }
         }
+        Ok(())
     }
 }
 
