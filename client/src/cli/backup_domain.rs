@@ -44,7 +44,8 @@ pub(super) struct DomainOptions {
     instances: InstanceOptions,
     #[command(flatten)]
     connection: Connection,
-    /// How running domains are backed up; without it rotate, or pivot for those that OpenStack Nova manages
+    /// How running domains are backed up; without it bitmap for --instance with qcow2 disks, pivot for others of OpenStack Nova, else
+    /// rotate
     #[arg(long, value_enum)]
     strategy: Option<Approach>,
     /// Fail unless the guest's agent freezes its file systems
@@ -217,7 +218,7 @@ impl DomainOptions {
                         .and_then(|()| Ok((one(backup.vm(), None, &wishes)?, None))),
                     Some(instances) => Instance::of(host, &domain).and_then(|instance| {
                         let (vm, wishes) = (backup.vm().unwrap_or(&instance.uuid), instance.adapted(&wishes));
-                        instances.guarded(&instance.uuid, |known| one(Some(vm), known, &wishes))
+                        instances.guarded(host, &instance.uuid, |known| one(Some(vm), known, &wishes))
                     }),
                 };
                 let attempt = Attempt::new(domain, result);
@@ -333,7 +334,13 @@ impl Attempt {
         match result {
             Err(failure) => Self { domain, result: Err(failure), unfinished: None },
             Ok((mut done, left)) => {
-                let unfinished = done.unfinished.take().map(Failure::from).or(left);
+                let unfinished = match (done.unfinished.take().map(Failure::from), left) {
+                    (Some(unfinished), Some(left)) => {
+                        left.explain();
+                        Some(unfinished)
+                    }
+                    (unfinished, left) => unfinished.or(left),
+                };
                 Self { domain, result: Ok(done), unfinished }
             }
         }

@@ -10,7 +10,7 @@ use super::backup_domain::Host;
 use super::cloud::CloudOptions;
 use super::report::Failure;
 use super::text::warn;
-use crate::domain::{Approach, Wishes};
+use crate::domain::{Approach, Journal, Wishes};
 use crate::hypervisor::{DiskKind, DomainDisk, Hypervisor, HypervisorError, NovaInstance, Source};
 use crate::openstack::{Cloud, LOCKED_BY, OpenStackError, Server};
 
@@ -116,6 +116,11 @@ impl Instance {
             return Err(failure.hint(format!("back it up with --domain {}", domain.name)));
         }
         let disks = &domain.current()?.disks;
+        if disks.iter().filter_map(|disk| disk.source.path()).any(is_rescue) {
+            let failure =
+                Failure::refused(format!("instance {} is in rescue: its disks are others", domain.uuid));
+            return Err(failure.hint(format!("`openstack server unrescue {}` first", domain.uuid)));
+        }
         let volumes = volumes(&domain.uuid, disks);
         let mut own =
             disks.iter().filter(|disk| disk.kind == DiskKind::Disk && !volumes.contains(&disk.target));
@@ -132,7 +137,7 @@ impl Instance {
         }
         for volume in &self.volumes {
             warn(format_args!(
-                "note: instance {}: disk {volume} is a volume: back it up with Cinder",
+                "note: instance {}: disk {volume} does not lie in its folder, and is left out: a volume is backed up with Cinder",
                 self.uuid
             ));
             wishes.exclude.push(volume.clone());
@@ -150,26 +155,34 @@ impl<'a> Instances<'a> {
     /// Does `work` while nobody but admins may change the instance. The second result says what is left to do.
     pub fn guarded<T>(
         &self,
+        host: &Host,
         uuid: &str,
         work: impl FnOnce(Option<&NovaInstance>) -> Result<T, Failure>,
     ) -> Result<(T, Option<Failure>), Failure> {
         let Some(cloud) = &self.cloud else { return Ok((work(None)?, None)) };
+        // Its lock in Nova belongs to whoever is at it.
+        let free = host.journal().lock(uuid);
+        if free.map_err(|error| Failure::failed("cannot lock the instance on this host", error))?.is_none() {
+            return Err(Failure::refused(format!("another underlay is working on instance {uuid}")));
+        }
         let runtime = &self.app.runtime;
         let server = runtime.block_on(cloud.server(uuid))?;
         check_idle(&server)?;
         let ours = server.locked_reason.as_deref().is_some_and(|reason| reason.starts_with(LOCKED_BY));
         let mut lock = Lock { app: self.app, cloud, uuid, taken: false };
         if !server.locked || ours {
-            // From here on it may be locked, whatever is said of it.
-            lock.taken = true;
-            runtime.block_on(cloud.lock(uuid, &format!("{LOCKED_BY} on {}", host_name())))?;
+            let reason = format!("{LOCKED_BY} on {}", host_name());
+            let locked = runtime.block_on(cloud.lock(uuid, &reason));
+            // Without an answer it may be locked.
+            lock.taken = !matches!(locked, Err(OpenStackError::Refused { .. }));
+            locked?;
         }
         // Something may have begun before the lock was there.
         let server = runtime.block_on(cloud.server(uuid))?;
         check_idle(&server)?;
         let instance = runtime.block_on(cloud.describe(&server))?;
         let done = work(Some(&instance))?;
-        Ok((done, lock.take_off().err().map(Failure::from)))
+        Ok((done, lock.take_off().err()))
     }
 }
 
@@ -184,8 +197,13 @@ fn check_idle(server: &Server) -> Result<(), OpenStackError> {
     }
 }
 
+/// Whether a disk is the one that Nova boots a rescued instance from.
+fn is_rescue(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "rescue")
+}
+
 /// Disks of the instance `uuid` that do not lie in its folder.
-fn volumes(uuid: &str, disks: &[DomainDisk]) -> Vec<String> {
+pub(super) fn volumes(uuid: &str, disks: &[DomainDisk]) -> Vec<String> {
     let is_own = |path: &Path| {
         let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy());
         folder.is_some_and(|folder| folder.eq_ignore_ascii_case(uuid))
@@ -196,19 +214,21 @@ fn volumes(uuid: &str, disks: &[DomainDisk]) -> Vec<String> {
 }
 
 impl Lock<'_> {
-    fn take_off(&mut self) -> Result<(), OpenStackError> {
-        match std::mem::take(&mut self.taken) {
-            true => self.app.runtime.block_on(self.cloud.unlock(self.uuid)),
-            false => Ok(()),
+    fn take_off(&mut self) -> Result<(), Failure> {
+        if !std::mem::take(&mut self.taken) {
+            return Ok(());
         }
+        self.app.runtime.block_on(self.cloud.unlock(self.uuid)).map_err(|error| {
+            Failure::failed(format!("instance {} stays locked", self.uuid), error)
+                .hint(format!("`openstack server unlock {}`, or back it up again", self.uuid))
+        })
     }
 }
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.take_off() {
-            warn(format_args!("underlay: instance {} stays locked: {error}", self.uuid));
-            warn(format_args!("hint: `openstack server unlock {}`, or back it up again", self.uuid));
+        if let Err(failure) = self.take_off() {
+            failure.explain();
         }
     }
 }

@@ -2,17 +2,32 @@
 
 use std::path::Path;
 
+use underlay_store::snapshot::PrivateMetadata;
+
 use super::written::Written;
+use crate::domain::kept::{CONFIG_DRIVE, KeptDisk, KeptDomain};
 use crate::hypervisor::NovaInstance;
 use crate::restore::OutputFormat;
 
 /// Memory of a machine of which nothing is known, in MiB.
 const SOME_MEMORY: u64 = 2048;
 
-/// `virt-install` for a machine like that instance, on these disks; the first one is what it boots from.
-pub(super) fn virt_install(name: &str, instance: &NovaInstance, written: &[Written<'_>]) -> String {
-    let disks = written.iter().map(|disk| (disk.target.path.as_path(), disk.target.format));
-    command(name, instance, disks)
+/// `virt-install` for a machine like that instance, on these disks; `None` without the one that it boots from.
+pub(super) fn virt_install(
+    name: &str,
+    instance: &NovaInstance,
+    private: &PrivateMetadata,
+    written: &[Written<'_>],
+) -> Option<String> {
+    let kept = KeptDomain::find(private).ok()??;
+    let has_data = |disk: &&KeptDisk| disk.path.file_name().is_none_or(|name| name != CONFIG_DRIVE);
+    let file = |disk: &KeptDisk| {
+        let written = written.iter().find(|written| written.target.disk.name == disk.target)?;
+        Some((written.target.path.as_path(), written.target.format))
+    };
+    let mut disks = kept.disks.iter().filter(has_data);
+    let first = file(disks.next()?)?;
+    Some(command(name, instance, std::iter::once(first).chain(disks.filter_map(file))))
 }
 
 fn command<'a>(

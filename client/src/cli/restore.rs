@@ -139,7 +139,8 @@ impl Restore {
         let domain = domain.filter(|_| whole).map(|domain| domain.define(app)).transpose()?;
         let instance = private.as_ref().and_then(|private| find_instance(private).ok().flatten());
         let instance = instance.filter(|_| whole && domain.is_none() && !self.to_stdout());
-        let boot = instance.map(|instance| virt_install(&snapshot.vm, &instance, &written));
+        let boot =
+            instance.and_then(|instance| virt_install(&snapshot.vm, &instance, private.as_ref()?, &written));
         self.tell(app, snapshot.snapshot, written, domain, boot)
     }
 

@@ -1,5 +1,6 @@
 //! `underlay restore --to-glance`: a disk as an image of OpenStack, and a server that boots from it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,7 +15,9 @@ use super::report::{Failure, IN_PART};
 use super::text::{say, size};
 use crate::domain::kept::{KeptDomain, find_instance};
 use crate::hypervisor::NovaInstance;
-use crate::openstack::{Cloud, Image, ImageWriter, NewImage, NewServer, OpenStackError, Server};
+use crate::openstack::{
+    Cloud, Image, ImageWriter, NewImage, NewServer, OpenStackError, Server, says_how_to_run,
+};
 use crate::restore::{
     DiskOutput, Environment, OutputFormat, Qcow2Plan, RestoreError, RestoreOptions, RestoreStatistics,
     StreamOutput, restore,
@@ -152,7 +155,10 @@ pub(super) fn chosen<'a>(
 impl Task<'_> {
     /// The image as it is announced.
     fn described(&self, name: &str, snapshot: &Snapshot) -> NewImage {
-        let mut properties = self.instance.image_properties.clone();
+        // Whoever made the snapshot does not say to whom the image belongs, and who sees it.
+        let kept = self.instance.image_properties.iter().filter(|(name, _)| says_how_to_run(name));
+        let mut properties: BTreeMap<_, _> =
+            kept.map(|(name, value)| (name.clone(), value.clone())).collect();
         properties.insert("underlay_vm".into(), snapshot.vm.clone());
         properties.insert("underlay_snapshot".into(), snapshot.snapshot.to_string());
         properties.insert("underlay_time".into(), snapshot.time.to_string());

@@ -5,14 +5,13 @@ use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
 use underlay_store::repository::Access;
 use underlay_store::snapshot::Timestamp;
 
 use super::App;
 use super::backup_domain::{Connection, Host};
-use super::backup_instance::Instances;
+use super::backup_instance::{Instance, Instances, volumes};
 use super::cloud::CloudOptions;
 use super::report::Failure;
 use super::restore_image::chosen;
@@ -36,8 +35,10 @@ pub(super) struct InstanceTarget {
 struct Place {
     path: PathBuf,
     format: OutputFormat,
-    /// Where the new one is made, and the old one is kept.
-    beside: PathBuf,
+    /// Where the new one is made.
+    new: PathBuf,
+    /// Where the old one is kept.
+    kept: PathBuf,
 }
 
 impl InstanceTarget {
@@ -61,8 +62,12 @@ impl InstanceTarget {
             Failure::usage(format!("no domain of this hypervisor is the instance {uuid}"))
                 .hint("`openstack server show` names the host that it is on; run underlay there")
         })?;
-        let instances = Instances::new(app, cloud.find(app)?);
-        let (told, left) = instances.guarded(&uuid, |_| replace(app, &host, &name, wanted, disk))?;
+        let cloud = cloud.find(app)?;
+        if cloud.is_none() {
+            warn("note: Nova is not asked, and the instance is not locked: let nobody start it meanwhile");
+        }
+        let instances = Instances::new(app, cloud);
+        let (told, left) = instances.guarded(&host, &uuid, |_| replace(app, &host, &name, wanted, disk))?;
         say(told)?;
         left.map_or(Ok(()), Err)
     }
@@ -91,7 +96,12 @@ fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>)
     let snapshot = snapshots.select(wanted)?;
     let private = opened.private(snapshot)?.unwrap_or_default();
     let disk = chosen(snapshot, &private, disk)?;
-    let place = place(&domain, &disk.name, snapshot.time)?;
+    let place = place(&domain, &disk.name)?;
+    let had = host.virsh().capacity(name, &disk.name)?;
+    if had != disk.root.size {
+        let (had, gets) = (size(had), size(disk.root.size));
+        warn(format_args!("note: disk {} has {had} now, and gets one of {gets}", disk.name));
+    }
     let environment = Environment {
         authority: &*opened.authority,
         key,
@@ -100,15 +110,15 @@ fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>)
         progress: &*app.progress,
         cancel: &app.cancel,
     };
-    let output = create_output(&place.beside, place.format, disk.root.size, false)?;
+    let output = create_output(&place.new, place.format, disk.root.size, false)?;
     restore(&environment, disk.root, &*output, &RestoreOptions::default())?;
     output.finish()?;
     app.progress.finish();
-    if let Err(failure) = expect_stopped(host, name).and_then(|_| place.exchange()) {
-        let _ = std::fs::remove_file(&place.beside);
+    if let Err(failure) = expect_stopped(host, name).and_then(|_| place.replace()) {
+        let _ = std::fs::remove_file(&place.new);
         return Err(failure);
     }
-    let (path, kept) = (place.path.display().to_string(), place.beside.display().to_string());
+    let (path, kept) = (place.path.display().to_string(), place.kept.display().to_string());
     Ok(match app.global.json {
         true => json!({ "snapshot": snapshot.snapshot, "disk": disk.name, "path": path, "kept": kept })
             .to_string(),
@@ -125,9 +135,7 @@ fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>)
 /// The instance's domain, if nothing of it runs.
 fn expect_stopped(host: &Host, name: &str) -> Result<Domain, Failure> {
     let domain = host.virsh().domain(name)?;
-    if domain.instance().is_none() {
-        return Err(Failure::usage(format!("{name} is no instance of Nova")));
-    }
+    Instance::of(host, name)?;
     if domain.is_running() || host.virsh().is_saved(name)? {
         let failure = Failure::refused(format!("instance {} is not shut off", domain.uuid));
         return Err(failure.hint(format!("stop it first: `openstack server stop {}`", domain.uuid)));
@@ -136,15 +144,16 @@ fn expect_stopped(host: &Host, name: &str) -> Result<Domain, Failure> {
 }
 
 /// Where the disk of that target lies.
-fn place(domain: &Domain, target: &str, time: Timestamp) -> Result<Place, Failure> {
+fn place(domain: &Domain, target: &str) -> Result<Place, Failure> {
     let definition = domain.current()?;
     let disk = definition.disk(target).ok_or_else(|| {
         let targets: Vec<_> = definition.disks.iter().map(|disk| disk.target.as_str()).collect();
         Failure::usage(format!("the instance has no disk {target}"))
             .hint(format!("its disks are {}", targets.join(", ")))
     })?;
-    let Source::File(path) = &disk.source else {
-        return Err(Failure::usage(format!("disk {target} of the instance is no file")));
+    let path = match &disk.source {
+        Source::File(path) if !volumes(&domain.uuid, &definition.disks).contains(&disk.target) => path,
+        _ => return Err(Failure::usage(format!("disk {target} is no file in the instance's folder"))),
     };
     let format = match disk.format.as_deref() {
         Some("raw") => OutputFormat::Raw,
@@ -157,22 +166,32 @@ fn place(domain: &Domain, target: &str, time: Timestamp) -> Result<Place, Failur
         }
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!("{name}.before-{}", time.as_milliseconds()));
-    Ok(Place { path: path.clone(), format, beside })
+    let now = Timestamp::now().as_milliseconds();
+    let beside = |what: &str| path.with_file_name(format!("{name}.{what}-{now}"));
+    Ok(Place { path: path.clone(), format, new: beside("restored"), kept: beside("before") })
 }
 
 impl Place {
-    /// Puts the new disk where the old one is, and the old one where the new one was made, at once.
-    fn exchange(&self) -> Result<(), Failure> {
+    /// Gives the old disk another name, and the new one its name, at once.
+    fn replace(&self) -> Result<(), Failure> {
         let failed =
             |error: std::io::Error| Failure::failed(format!("cannot replace {}", self.path.display()), error);
+        let in_use = || Failure::refused(format!("{} is in use", self.path.display()));
         if is_open_in_qemu(&self.path).map_err(failed)? {
-            return Err(Failure::refused(format!("{} is in use", self.path.display())));
+            return Err(in_use());
         }
         let old = std::fs::metadata(&self.path).map_err(failed)?;
         self.belong(&old).map_err(failed)?;
-        renameat_with(CWD, &self.path, CWD, &self.beside, RenameFlags::EXCHANGE)
-            .map_err(|errno| failed(errno.into()))?;
+        std::fs::hard_link(&self.path, &self.kept).map_err(failed)?;
+        if let Err(error) = std::fs::rename(&self.new, &self.path) {
+            let _ = std::fs::remove_file(&self.kept);
+            return Err(failed(error));
+        }
+        // Whoever has started the instance at that moment writes to the old one.
+        if is_open_in_qemu(&self.kept).map_err(failed)? {
+            std::fs::rename(&self.kept, &self.path).map_err(failed)?;
+            return Err(in_use());
+        }
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
             warn(format_args!("note: {} could not be flushed: {error}", folder.display()));
@@ -182,7 +201,7 @@ impl Place {
 
     /// Gives the new disk the owner and the mode of the old one.
     fn belong(&self, old: &Metadata) -> std::io::Result<()> {
-        let new = File::open(&self.beside)?;
+        let new = File::open(&self.new)?;
         fchown(&new, Some(old.uid()), Some(old.gid()))?;
         new.set_permissions(old.permissions())
     }

@@ -43,6 +43,9 @@ pub enum DomainError {
     /// The backup failed and afterwards the disks could not be given back.
     #[error("{}; and afterwards the disks could not be given back: {}", whole(first), whole(second))]
     NotGivenBack { first: Box<DomainError>, second: Box<DomainError> },
+    /// The backup failed and afterwards the disks went on being shown.
+    #[error("{}; and afterwards the pull of its disks could not be ended: {}", whole(first), whole(second))]
+    PullNotEnded { first: Box<DomainError>, second: Box<DomainError> },
 }
 
 impl DomainError {
@@ -61,6 +64,9 @@ impl DomainError {
             Self::NotGivenBack { .. } => {
                 Some("the guest runs on in its overlays; `underlay recover` tries again".into())
             }
+            Self::PullNotEnded { .. } => {
+                Some("`underlay recover` tries again; until then scratch files beside the disks grow".into())
+            }
             Self::State(StateError { action: "read", source, .. }) if source.kind() == ErrorKind::InvalidData => Some(
                 "the record is damaged, or a newer underlay wrote it. If nothing can be restored, move it away: the chains stay \
                  whole, and their overlays stay as layers. A guest that an interrupted backup left frozen needs `virsh domfsthaw`"
@@ -75,7 +81,7 @@ impl DomainError {
         match self {
             Self::Backup(BackupError::Store(underlay_store::Error::Interrupted))
             | Self::Hypervisor(HypervisorError::Interrupted) => true,
-            Self::NotGivenBack { first, .. } => first.is_interruption(),
+            Self::NotGivenBack { first, .. } | Self::PullNotEnded { first, .. } => first.is_interruption(),
             _ => false,
         }
     }

@@ -25,7 +25,7 @@ impl Lifecycle<'_> {
     pub fn intent(&self, name: &str, wishes: &Wishes) -> Result<Intent, DomainError> {
         let domain = self.hands.domain(name)?;
         let record = self.record(&domain)?;
-        let recovers = record.operation.is_some() || record.thaw_pending;
+        let recovers = record.operation.is_some() || record.pull.is_some() || record.thaw_pending;
         let mut intent = Intent { domain: name.to_owned(), strategy: None, recovers, steps: Vec::new() };
         if recovers {
             intent
@@ -46,6 +46,9 @@ impl Lifecycle<'_> {
             return Ok(intent);
         }
         if wishes.strategy == Some(Approach::Bitmap) {
+            if !recovers {
+                self.pull_request(&domain, &selection, wishes)?;
+            }
             guards::guard_bitmaps(name, &selection)?;
             intent.strategy = Some(Approach::Bitmap);
             let read = selection.disks.iter().map(|disk| {

@@ -16,6 +16,9 @@ pub const INSTANCE: &str = "instance";
 /// letters and digits that begin with the bus.
 pub const NVRAM_DISK: &str = "nvram";
 
+/// What Nova calls its configuration drive.
+pub const CONFIG_DRIVE: &str = "disk.config";
+
 /// A domain as it was when it was backed up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptDomain {

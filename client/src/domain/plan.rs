@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::hypervisor::{Backing, BlockJob, Definition, DiskKind, Domain, DomainDisk, Source};
 
 use super::DomainError;
+use super::kept::CONFIG_DRIVE;
 use super::record::{DiskRecord, DomainRecord, FrozenDisk, Merge, Operation, Phase, Strategy, layers_above};
 
 /// Every overlay's name holds this, followed by the operation's nonce.
@@ -14,8 +15,6 @@ const MARK: &str = ".underlay-";
 const NONCE: usize = 4;
 /// Bytes of a file's name that an overlay's name keeps.
 const LONGEST_STEM: usize = 120;
-/// What Nova calls its configuration drive.
-const CONFIG_DRIVE: &str = "disk.config";
 
 /// How a running domain is backed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]

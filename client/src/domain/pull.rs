@@ -100,7 +100,7 @@ impl Lifecycle<'_> {
     }
 
     /// What is asked for, without what came before.
-    fn pull_request(
+    pub(super) fn pull_request(
         &self,
         domain: &Domain,
         selection: &Selection,
@@ -113,6 +113,15 @@ impl Lifecycle<'_> {
             Some(folder) => folder.clone(),
             None => disk.active.path.parent().unwrap_or(Path::new("/")).to_owned(),
         };
+        if let (None, Some(disk)) =
+            (&wishes.overlay_folder, selection.disks.iter().find(|disk| disk.on_device))
+        {
+            return Err(plan::refused(
+                &domain.name,
+                format!("disk {} is a block device, beside which no file can lie", disk.target),
+                "name a folder for what the guest overwrites meanwhile with --overlay-dir",
+            ));
+        }
         let mut wanted = Vec::new();
         let mut disks = Vec::new();
         for disk in &selection.disks {
@@ -257,13 +266,15 @@ impl Lifecycle<'_> {
 
     /// Ends a pull that was begun, wherever it is, and removes what it leaves behind. What is recorded otherwise stays.
     pub(super) fn end_pull(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
-        self.hands.store(record)?;
-        let Some(pull) = record.pull.clone() else { return Ok(()) };
+        // Whether or not that can be written down, the pull ends: its files grow for as long as it lasts.
+        let stored = self.hands.store(record);
+        let Some(pull) = record.pull.clone() else { return Ok(stored?) };
         let domain = self.hands.domain(name)?;
         if domain.is_running() && self.hands.pull_socket(name)?.as_deref() == Some(&pull.socket) {
             self.hands.end_pull(name)?;
         }
         self.forget_checkpoints(name, record)?;
+        stored?;
         for file in &pull.scratch {
             self.remove_left_over(&domain, file)?;
         }
@@ -302,8 +313,8 @@ impl Lifecycle<'_> {
         for checkpoint in &record.stale_checkpoints {
             // Each disk by itself: some may not have it.
             for target in &targets {
-                if self.hands.know_checkpoint(name, checkpoint, &[target]).is_ok()
-                    && let Err(error) = self.hands.remove_checkpoint(name, checkpoint)
+                if let Err(error) = self.hands.remove_checkpoint(name, checkpoint, &[target])
+                    && self.hands.know_checkpoint(name, checkpoint, &[target]).is_ok()
                 {
                     self.notice(
                         name,

@@ -108,9 +108,14 @@ impl Lifecycle<'_> {
         }
         record.operation = None;
         // The guest never wrote to what a pull leaves behind.
-        for file in record.pull.take().into_iter().flat_map(|pull| pull.scratch) {
-            if self.hands.exists(&file)? && !self.hands.is_open(&file)? {
-                self.hands.remove(&file)?;
+        if let Some(pull) = record.pull.take() {
+            for file in pull.scratch {
+                if self.hands.exists(&file)? && !self.hands.is_open(&file)? {
+                    self.hands.remove(&file)?;
+                }
+            }
+            if self.hands.exists(&pull.socket)? {
+                self.hands.remove(&pull.socket)?;
             }
         }
         record.thaw_pending = false;

@@ -294,8 +294,13 @@ impl Hands<'_> {
         self.step(Step::KnowCheckpoint, || self.hypervisor.know_checkpoint(domain, checkpoint, targets))
     }
 
-    pub(super) fn remove_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
-        self.step(Step::RemoveCheckpoint, || self.hypervisor.remove_checkpoint(domain, checkpoint))
+    pub(super) fn remove_checkpoint(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        self.step(Step::RemoveCheckpoint, || self.hypervisor.remove_checkpoint(domain, checkpoint, targets))
     }
 
     pub(super) fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {

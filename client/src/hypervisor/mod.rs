@@ -192,8 +192,13 @@ pub trait Hypervisor: Send + Sync {
         Err(HypervisorError::unsupported("checkpoints"))
     }
 
-    /// Removes a checkpoint that the hypervisor knows, with its bitmaps.
-    fn remove_checkpoint(&self, _domain: &str, _checkpoint: &str) -> Result<(), HypervisorError> {
+    /// Removes a checkpoint, known or not, with its bitmaps in these disks, sound or not. It is known no more, whatever comes of it.
+    fn remove_checkpoint(
+        &self,
+        _domain: &str,
+        _checkpoint: &str,
+        _targets: &[&str],
+    ) -> Result<(), HypervisorError> {
         Err(HypervisorError::unsupported("checkpoints"))
     }
 

@@ -321,11 +321,16 @@ impl Hypervisor for Virsh {
         checkpoint: &str,
         targets: &[&str],
     ) -> Result<(), HypervisorError> {
-        self.know(domain, checkpoint, targets)
+        self.know(domain, checkpoint, targets, &["--redefine-validate"])
     }
 
-    fn remove_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
-        self.drop_checkpoint(domain, checkpoint, &[])
+    fn remove_checkpoint(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        self.remove(domain, checkpoint, targets)
     }
 
     fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {

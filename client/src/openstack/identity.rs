@@ -211,7 +211,10 @@ impl Cloud {
     ) -> Result<(RequestBuilder, String, Arc<Session>), OpenStackError> {
         let session = self.session().await?;
         let url = self.url(&session, service, path)?;
-        let request = self.client.request(method.clone(), &url).header(TOKEN, &*session.token);
+        let mut token = header::HeaderValue::from_str(&session.token)
+            .map_err(|error| OpenStackError::Nonsense { request: url.clone(), problem: error.to_string() })?;
+        token.set_sensitive(true);
+        let request = self.client.request(method.clone(), &url).header(TOKEN, token);
         Ok((request, format!("{method} {url}"), session))
     }
 

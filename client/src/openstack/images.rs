@@ -48,15 +48,16 @@ pub struct Image {
     pub others: BTreeMap<String, serde_json::Value>,
 }
 
+/// Whether a property says how instances of an image are to be run. None that Glance gives a meaning of its own does.
+pub fn says_how_to_run(name: &str) -> bool {
+    let tells = name.starts_with("hw_") || name.starts_with("os_");
+    tells && !name.starts_with("os_hash_") && name != "os_hidden" && !name.starts_with("os_glance_")
+}
+
 impl Image {
     /// Properties that say how instances of the image are to be run.
     pub fn run_properties(&self) -> BTreeMap<String, String> {
-        let tells = |name: &str| name.starts_with("hw_") || name.starts_with("os_");
-        // Glance's own, which belong to the file.
-        let own = |name: &str| {
-            name.starts_with("os_hash_") || name == "os_hidden" || name.starts_with("os_glance_")
-        };
-        let told = self.others.iter().filter(|(name, _)| tells(name) && !own(name));
+        let told = self.others.iter().filter(|(name, _)| says_how_to_run(name));
         told.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
     }
 }
@@ -84,24 +85,32 @@ impl Cloud {
         self.read(&Ask::get(Service::Image, format!("/images/{id}"))).await
     }
 
-    /// Removes an image, also when the user has asked to stop. One that is gone is no error.
+    /// Removes an image, also when the user has asked to stop, and makes sure of it. One that is gone is no error.
     ///
     /// # Errors
     /// If the cloud does not do it.
     pub async fn delete_image(&self, id: &str) -> Result<(), OpenStackError> {
         let cloud = self.unstoppable();
         let ask = Ask { method: Method::DELETE, ..Ask::get(Service::Image, format!("/images/{id}")) };
-        for attempt in 1.. {
-            match cloud.ask(&ask).await {
-                Err(error) if gone(&error) => break,
-                // Glance still has its hands on a file that has just been given up.
-                Err(OpenStackError::Refused { status: 403 | 409, .. }) if attempt < ATTEMPTS => {
-                    cloud.rest(PAUSE).await?;
-                }
-                answer => return answer.map(drop),
+        let mut problem = None;
+        for _ in 0..ATTEMPTS {
+            match cloud.image(id).await {
+                Err(error) if gone(&error) => return Ok(()),
+                Err(error) => problem = Some(error),
+                // Glance has its hands on a file that was given up, and would bring the image back.
+                Ok(image) if image.status == "saving" => {}
+                Ok(_) => match cloud.ask(&ask).await {
+                    Err(error) if !gone(&error) => problem = Some(error),
+                    _ => {}
+                },
             }
+            cloud.rest(PAUSE).await?;
         }
-        Ok(())
+        Err(problem.unwrap_or_else(|| OpenStackError::State {
+            what: format!("image {id}"),
+            problem: "the cloud does not let go of its file".into(),
+            hint: "remove it with `openstack image delete`",
+        }))
     }
 }
 

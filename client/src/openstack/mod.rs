@@ -14,6 +14,6 @@ mod upload;
 pub use credentials::Credentials;
 pub use error::OpenStackError;
 pub use identity::Cloud;
-pub use images::{Image, NewImage};
+pub use images::{Image, NewImage, says_how_to_run};
 pub use servers::{LOCKED_BY, NewServer, Server};
 pub use upload::{ImageUpload, ImageWriter};

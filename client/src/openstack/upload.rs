@@ -75,6 +75,8 @@ impl Cloud {
 
 /// Sends what comes down the line.
 async fn send(cloud: Cloud, id: String, queue: Receiver<Part>) -> Result<(), OpenStackError> {
+    // A token that has run out is noticed here, where it can be made anew: what is sent then comes once.
+    cloud.image(&id).await?;
     let (request, name, _) =
         cloud.request(Service::Image, Method::PUT, &format!("/images/{id}/file")).await?;
     let body = futures::stream::try_unfold(queue, async |mut queue| match queue.recv().await {

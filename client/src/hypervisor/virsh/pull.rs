@@ -55,6 +55,7 @@ impl Virsh {
         domain: &str,
         checkpoint: &str,
         targets: &[&str],
+        options: &[&str],
     ) -> Result<(), HypervisorError> {
         let others = self.other_disks(domain, targets)?;
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
@@ -62,7 +63,22 @@ impl Virsh {
         let file = text_file(&checkpoint_xml(checkpoint, targets, &others, Some(now)))?;
         let command =
             self.about("checkpoint-create", &self.reference(domain)?).arg("--xmlfile").arg(file.path());
-        self.change(domain, &command.args(["--redefine", "--redefine-validate"]), Some(PROMPT))
+        self.change(domain, &command.arg("--redefine").args(options), Some(PROMPT))
+    }
+
+    /// Without validation libvirt takes a bitmap for sound that is not, and can remove it.
+    pub(super) fn remove(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        self.know(domain, checkpoint, targets, &[])?;
+        let removed = self.drop_checkpoint(domain, checkpoint, &[]);
+        if removed.is_err() {
+            self.drop_checkpoint(domain, checkpoint, &["--metadata"])?;
+        }
+        removed
     }
 
     pub(super) fn drop_checkpoint(
