@@ -16,10 +16,35 @@ pub(super) struct Done {
     pub captured: CapturedDisk,
     pub memos: Vec<Memo>,
     pub known: usize,
+    /// What was known of it was wrong.
+    was_contradicted: bool,
+}
+
+/// Makes the trees of all disks. Bitmaps of one moment are believed together or not at all: if one disk's turns out wrong, the others of
+/// the running machine are read whole, too.
+pub(super) fn disks(
+    context: &Context<'_>,
+    memos: &Memos,
+    sources: &[DiskSource],
+    nodes: &NodeStore<'_>,
+    uploads: &mut Uploads<'_>,
+) -> Result<Vec<Done>, BackupError> {
+    let mut done = Vec::with_capacity(sources.len());
+    for source in sources {
+        done.push(disk(context, memos, source, nodes, uploads)?);
+    }
+    let is_live = |source: &DiskSource| matches!(source.content, DiskContent::Live(_));
+    if sources.iter().zip(&done).any(|(source, done)| is_live(source) && done.was_contradicted) {
+        let believed = sources.iter().zip(&mut done);
+        for (source, done) in believed.filter(|(source, done)| is_live(source) && !done.was_contradicted) {
+            *done = live(context, source, None, nodes, uploads)?;
+        }
+    }
+    Ok(done)
 }
 
 /// Makes the tree of one disk, starting from the highest layer that a memo vouches for.
-pub(super) fn disk(
+fn disk(
     context: &Context<'_>,
     memos: &Memos,
     source: &DiskSource,
@@ -39,7 +64,7 @@ pub(super) fn disk(
             context.progress.notice(&format!(
                 "disk {disk}: unchanged data at byte {offset} is not what the last backup stored; reading all of it again"
             ));
-            read(&[], uploads)
+            Ok(Done { was_contradicted: true, ..read(&[], uploads)? })
         }
         other => other,
     }
@@ -59,7 +84,8 @@ fn live(
     }
     let name = source.name.clone();
     let captured = CapturedDisk { name: name.clone(), root, layers: Vec::new() };
-    Ok(Done { disk: Disk { name, root, layers: Vec::new() }, captured, memos: Vec::new(), known: 0 })
+    let disk = Disk { name, root, layers: Vec::new() };
+    Ok(Done { disk, captured, memos: Vec::new(), known: 0, was_contradicted: false })
 }
 
 /// What a live disk held before, if a snapshot still does.
@@ -106,7 +132,13 @@ fn layers(
         root,
         layers: captured.collect::<Result<_, BackupError>>()?,
     };
-    Ok(Done { disk: Disk { name: source.name.clone(), root, layers }, captured, memos, known: known.len() })
+    Ok(Done {
+        disk: Disk { name: source.name.clone(), root, layers },
+        captured,
+        memos,
+        known: known.len(),
+        was_contradicted: false,
+    })
 }
 
 /// Roots of the layers, from the base up, that need not be read: memoised, and still part of a live snapshot.

@@ -36,7 +36,7 @@ pub use effort::Compression;
 pub use error::BackupError;
 pub use source::{DiskContent, DiskSource, LiveDisk};
 
-use disk::disk;
+use disk::disks;
 use nodes::NodeStore;
 use uploads::Uploads;
 
@@ -227,10 +227,7 @@ pub fn backup(
 fn run(context: &Context<'_>, memos: &Memos, job: Job, started: Instant) -> Result<Outcome, BackupError> {
     let nodes = NodeStore::new(context);
     let mut uploads = Uploads::new(context)?;
-    let mut done = Vec::new();
-    for source in &job.disks {
-        done.push(disk(context, memos, source, &nodes, &mut uploads)?);
-    }
+    let done = disks(context, memos, &job.disks, &nodes, &mut uploads)?;
     uploads.finish(&nodes)?;
     for source in &job.disks {
         source.content.verify_unchanged()?;
