@@ -138,11 +138,11 @@ fn guest_whose_bitmap_cannot_be_believed_is_read_whole() {
     };
 
     // QEMU dies: what it noted since it began is lost, and it says so.
-    host.scribble("before the crash").unwrap();
+    host.scribble("before-the-crash").unwrap();
     run("kill", ["-9", &host.web.qemu_pid().unwrap().to_string()]).unwrap();
     host.web.wait_until_off().unwrap();
     host.start_guest().unwrap();
-    host.scribble("after the crash").unwrap();
+    host.scribble("after-the-crash").unwrap();
     expect_whole("killed", "cannot be used");
 
     // Somebody removes it; somebody puts another file in the disk's place, with the bitmap in it.

@@ -19,9 +19,7 @@ use super::open::Opened;
 use super::report::{DAMAGE, Failure};
 use super::text::{count, say, size, warn};
 use super::vouch::{Vouched, vouch_for};
-use crate::restore::{
-    DiskOutput, Environment, RestoreError, RestoreOptions, StreamOutput, VerifyReport, restore, verify,
-};
+use crate::restore::{DiskOutput, RestoreError, RestoreOptions, StreamOutput, VerifyReport, restore, verify};
 
 /// Check the repository.
 ///
@@ -103,7 +101,7 @@ impl Check {
         let options = CheckOptions { scrub: self.scrub, budget: self.budget, ..CheckOptions::default() };
         // First, so that the check traces what is lost by it.
         let vouched = match self.unverified {
-            true => Some(vouch_for(app, &environment(app, &opened)?)?),
+            true => Some(vouch_for(app, &opened.reading(app)?)?),
             false => None,
         };
         let mut report = app.wait(opened.authority.check(&options, &*app.progress))?;
@@ -159,7 +157,7 @@ fn hint(report: &CheckReport) -> &'static str {
 
 /// Restores a disk to nowhere. Damage is an outcome.
 fn restored(app: &App, opened: &Opened, snapshot: &Snapshot, disk: &Disk) -> Result<Restored, Failure> {
-    let environment = environment(app, opened)?;
+    let environment = opened.reading(app)?;
     let digest = Arc::new(Mutex::new(Sha256::default()));
     let output: Box<dyn DiskOutput> =
         Box::new(StreamOutput::new(Shared(Arc::clone(&digest)), "the check", disk.root.size));
@@ -188,17 +186,6 @@ impl Write for Shared {
     }
 }
 
-fn environment<'a>(app: &'a App, opened: &'a Opened) -> Result<Environment<'a>, Failure> {
-    Ok(Environment {
-        authority: &*opened.authority,
-        key: opened.restore_key()?,
-        repository: opened.descriptor.repository,
-        runtime: app.runtime.handle().clone(),
-        progress: &*app.progress,
-        cancel: &app.cancel,
-    })
-}
-
 pub(super) fn read_data(
     app: &App,
     opened: &Opened,
@@ -208,7 +195,7 @@ pub(super) fn read_data(
 ) -> Result<VerifyReport, Failure> {
     let roots: BTreeSet<Root> = snapshots.iter().flat_map(Snapshot::roots).copied().collect();
     let roots: Vec<Root> = roots.into_iter().collect();
-    let environment = environment(app, opened)?;
+    let environment = opened.reading(app)?;
     let mut percent = percent;
     let verified = loop {
         let verified = verify(&environment, &roots, percent, &RestoreOptions::default())?;

@@ -19,6 +19,7 @@ use super::prompt;
 use super::report::Failure;
 use super::text::warn;
 use crate::remote::{RemoteAuthority, RemoteOptions, is_remote};
+use crate::restore;
 use crate::state::state_directory;
 
 /// How to name a key without being asked.
@@ -187,6 +188,18 @@ impl Opened {
     /// The restore key, if that is what is at hand.
     pub fn restore_key(&self) -> Result<&RestoreKey, Failure> {
         Ok(self.key.restore()?)
+    }
+
+    /// What restores and checks of disks work with.
+    pub fn reading<'a>(&'a self, app: &'a App) -> Result<restore::Environment<'a>, Failure> {
+        Ok(restore::Environment {
+            authority: &*self.authority,
+            key: self.restore_key()?,
+            repository: self.descriptor.repository,
+            runtime: app.runtime.handle().clone(),
+            progress: &*app.progress,
+            cancel: &app.cancel,
+        })
     }
 
     /// What only the restore key reads of a snapshot; `None` without it, or if the snapshot keeps nothing of the kind.

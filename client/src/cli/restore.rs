@@ -87,18 +87,11 @@ impl Restore {
     fn restore(&self, app: &App) -> Result<(), Failure> {
         self.check()?;
         let opened = app.open(Access::Read)?;
-        let key = opened.restore_key()?;
+        opened.restore_key()?;
         let snapshots = app.snapshots(&opened)?;
         snapshots.report_damaged();
         let snapshot = snapshots.select(&self.snapshot)?;
-        let environment = Environment {
-            authority: &*opened.authority,
-            key,
-            repository: opened.descriptor.repository,
-            runtime: app.runtime.handle().clone(),
-            progress: &*app.progress,
-            cancel: &app.cancel,
-        };
+        let environment = opened.reading(app)?;
         // Only a domain cannot be defined without it.
         let private = match opened.private(snapshot) {
             Err(failure) if self.domain.is_wanted() => return Err(failure),

@@ -196,14 +196,7 @@ impl Task<'_> {
 
     /// Sends the image's file as it is made.
     fn fill(&self, app: &App, opened: &Opened, image: &Image) -> Result<(Image, RestoreStatistics), Failure> {
-        let environment = Environment {
-            authority: &*opened.authority,
-            key: opened.restore_key()?,
-            repository: opened.descriptor.repository,
-            runtime: app.runtime.handle().clone(),
-            progress: &*app.progress,
-            cancel: &app.cancel,
-        };
+        let environment = opened.reading(app)?;
         let name = format!("image {}", image.id);
         let plan = match self.format {
             OutputFormat::Raw => None,

@@ -19,7 +19,7 @@ use super::text::{say, size, warn};
 use crate::domain::Journal;
 use crate::hypervisor::{Domain, Hypervisor, Source};
 use crate::image::is_open_in_qemu;
-use crate::restore::{Environment, OutputFormat, RestoreOptions, create_output, restore};
+use crate::restore::{OutputFormat, RestoreOptions, create_output, restore};
 
 /// Whether to put a disk into an instance.
 #[derive(Clone, Debug, Args)]
@@ -90,7 +90,7 @@ fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>)
         return Err(failure.hint("bring it in order first: `underlay recover`"));
     }
     let opened = app.open(Access::Read)?;
-    let key = opened.restore_key()?;
+    opened.restore_key()?;
     let snapshots = app.snapshots(&opened)?;
     snapshots.report_damaged();
     let snapshot = snapshots.select(wanted)?;
@@ -102,14 +102,7 @@ fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>)
         let (had, gets) = (size(had), size(disk.root.size));
         warn(format_args!("note: disk {} has {had} now, and gets one of {gets}", disk.name));
     }
-    let environment = Environment {
-        authority: &*opened.authority,
-        key,
-        repository: opened.descriptor.repository,
-        runtime: app.runtime.handle().clone(),
-        progress: &*app.progress,
-        cancel: &app.cancel,
-    };
+    let environment = opened.reading(app)?;
     let output = create_output(&place.new, place.format, disk.root.size, false)?;
     restore(&environment, disk.root, &*output, &RestoreOptions::default())?;
     output.finish()?;

@@ -102,7 +102,25 @@ impl Lifecycle<'_> {
             self.expect_frozen(name, record)?;
             return Ok(Some(Consistency::Filesystem));
         };
-        // Whatever failed, the file systems may be frozen, or may become so when a slow agent comes to it.
+        self.go_on_unfrozen(name, record, &error, quiesce)?;
+        match self.extent(name, record)? {
+            Extent::None => Ok(None),
+            _ => {
+                self.expect_frozen(name, record)?;
+                Ok(Some(Consistency::Crash))
+            }
+        }
+    }
+
+    /// After a failed attempt to freeze the file systems: thaws them, and goes on without, if that is wanted.
+    pub(super) fn go_on_unfrozen(
+        &self,
+        name: &str,
+        record: &mut DomainRecord,
+        error: &HypervisorError,
+        quiesce: Quiesce,
+    ) -> Result<(), DomainError> {
+        // Whatever failed, they may be frozen, or may become so when a slow agent comes to it.
         let thawed = self.thaw(name, record);
         let reason = error.to_string();
         if quiesce == Quiesce::Required {
@@ -114,13 +132,7 @@ impl Lifecycle<'_> {
             self.notice(name, &error.to_string());
         }
         self.notice(name, &format!("{reason}: this backup is crash-consistent"));
-        match self.extent(name, record)? {
-            Extent::None => Ok(None),
-            _ => {
-                self.expect_frozen(name, record)?;
-                Ok(Some(Consistency::Crash))
-            }
-        }
+        Ok(())
     }
 
     fn freeze_as_it_is(

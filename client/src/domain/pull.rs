@@ -240,17 +240,7 @@ impl Lifecycle<'_> {
     /// Freezes the guest's file systems, if they can be; whether they are.
     fn quiesce(&self, name: &str, record: &mut DomainRecord, quiesce: Quiesce) -> Result<bool, DomainError> {
         let Err(error) = self.hands.quiesce(name, self.patience.quiesce) else { return Ok(true) };
-        // They may be frozen, or may become so when a slow agent comes to it.
-        let thawed = self.thaw(name, record);
-        let reason = error.to_string();
-        if quiesce == Quiesce::Required {
-            thawed?;
-            return Err(DomainError::NotQuiesced { domain: name.to_owned(), reason });
-        }
-        if let Err(error) = thawed {
-            self.notice(name, &error.to_string());
-        }
-        self.notice(name, &format!("{reason}: this backup is crash-consistent"));
+        self.go_on_unfrozen(name, record, &error, quiesce)?;
         Ok(false)
     }
 
