@@ -111,6 +111,40 @@ fn sha256(path: &Path) -> String {
     run("sha256sum", [path.to_str().unwrap()]).unwrap()
 }
 
+/// The second point takes the place of an instance's own disk, while it is stopped.
+fn comes_back_into_itself(site: &Site, web: &Instance, snapshot: &str) {
+    let into = |code: i32| {
+        let mut command = site.underlay.command(["restore", snapshot, "--to-instance", web.uuid()]);
+        let ended = output(&mut command).unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{}", String::from_utf8_lossy(&ended.stderr));
+        String::from_utf8_lossy(&ended.stderr).into_owned()
+    };
+    assert!(into(1).contains("is not shut off"));
+    web.stop().unwrap();
+    into(0);
+    web.start().unwrap();
+    let machine = site.machine(web);
+    assert_eq!(machine.exec("cat /root/note; ls /root/data3 2>&1 | wc -l").unwrap(), "point 2\n1\n");
+    assert!(machine.exec("ls /root/data3").is_err());
+    let kept = std::fs::read_dir(web.folder()).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(kept.filter(|path| path.to_string_lossy().contains("disk.before-")).count(), 1);
+    site.expect_exact(web, "after its disk was replaced");
+}
+
+/// A flattened file boots without OpenStack, and the command that does it is told.
+fn boots_anywhere(site: &Site, snapshot: &str) {
+    let file = site.folder.path().join("anywhere.qcow2");
+    let told =
+        site.underlay.json(["restore", snapshot, "--disk", "vda", "--to", file.to_str().unwrap()]).unwrap();
+    let command = told["virt_install"].as_str().unwrap();
+    assert!(
+        command.starts_with("virt-install --import ") && command.contains("--memory 512 --vcpus 1 "),
+        "{command}"
+    );
+    let guest = Guest::boot(&file, Format::Qcow2, Writes::Discard).unwrap();
+    guest.wait_for(DEFAULT_MARKER, Duration::from_secs(180)).unwrap();
+}
+
 #[test]
 fn points_of_an_instance_become_servers() {
     let site = Site::new();
@@ -178,37 +212,8 @@ fn points_of_an_instance_become_servers() {
     machine.exec("cat /root/data1 /root/data2 /root/data3 >/dev/null").unwrap();
     site.expect_exact(&web, "at the end");
 
-    // In the place of its own disk, while it is stopped.
-    let into = |code: i32| {
-        let mut command = site.underlay.command(["restore", &points[1].1, "--to-instance", web.uuid()]);
-        let ended = output(&mut command).unwrap();
-        assert_eq!(ended.status.code(), Some(code), "{}", String::from_utf8_lossy(&ended.stderr));
-        String::from_utf8_lossy(&ended.stderr).into_owned()
-    };
-    assert!(into(1).contains("is not shut off"));
-    web.stop().unwrap();
-    into(0);
-    web.start().unwrap();
-    let machine = site.machine(&web);
-    assert_eq!(machine.exec("cat /root/note; ls /root/data3 2>&1 | wc -l").unwrap(), "point 2\n1\n");
-    assert!(machine.exec("ls /root/data3").is_err());
-    let kept = std::fs::read_dir(web.folder()).unwrap().map(|entry| entry.unwrap().path());
-    assert_eq!(kept.filter(|path| path.to_string_lossy().contains("disk.before-")).count(), 1);
-    site.expect_exact(&web, "after its disk was replaced");
-
-    // Anywhere else: a file, and the command that boots it.
-    let file = site.folder.path().join("anywhere.qcow2");
-    let told = site
-        .underlay
-        .json(["restore", &points[0].1, "--disk", "vda", "--to", file.to_str().unwrap()])
-        .unwrap();
-    let command = told["virt_install"].as_str().unwrap();
-    assert!(
-        command.starts_with("virt-install --import ") && command.contains("--memory 512 --vcpus 1 "),
-        "{command}"
-    );
-    let guest = Guest::boot(&file, Format::Qcow2, Writes::Discard).unwrap();
-    guest.wait_for(DEFAULT_MARKER, Duration::from_secs(180)).unwrap();
+    comes_back_into_itself(&site, &web, &points[1].1);
+    boots_anywhere(&site, &points[0].1);
     web.delete().unwrap();
     assert!(site.folder.path().exists());
 }

@@ -20,6 +20,13 @@ fn belongs(step: Step, strategy: &str) -> bool {
         Step::CommitActive => strategy == "pivot",
         // Taken after a failure, and by recovery: see the tests further down and those of the state machine.
         Step::Thaw | Step::Pivot | Step::CommitStopped | Step::Define | Step::SetAside => false,
+        // Those of bitmaps: `real_domain_bitmap` has them.
+        Step::Quiesce
+        | Step::BeginPull
+        | Step::EndPull
+        | Step::ForgetCheckpoint
+        | Step::KnowCheckpoint
+        | Step::RemoveCheckpoint => false,
     }
 }
 
