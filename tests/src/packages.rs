@@ -52,6 +52,13 @@ const PACKAGES: &[Package] = &[
     Package { name: "python3", proof: Proof::Program("python3"), backport: false },
     Package { name: "python3-venv", proof: Proof::PythonModule("ensurepip"), backport: false },
     Package { name: "python3-libvirt", proof: Proof::File(LIBVIRT_MODULE), backport: false },
+];
+
+/// What only a whole OpenStack needs. Where systemd runs, the last one starts a service of its own.
+const OF_NOVA: &[Package] = &[
+    // Nova makes configuration drives and ephemeral disks with them.
+    Package { name: "dosfstools", proof: Proof::Program("mkfs.vfat"), backport: false },
+    Package { name: "genisoimage", proof: Proof::Program("genisoimage"), backport: false },
     Package { name: "mariadb-server-core", proof: Proof::Program("mariadbd"), backport: false },
     Package { name: "mariadb-client-core", proof: Proof::Program("mariadb"), backport: false },
     Package { name: "rabbitmq-server", proof: Proof::File(crate::openstack::RABBITMQ), backport: false },
@@ -61,7 +68,16 @@ const PACKAGES: &[Package] = &[
 ///
 /// Needs root; for anyone else the error is the one line that root would run.
 pub fn install_missing() -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|package| !package.is_installed()).collect();
+    install(PACKAGES)
+}
+
+/// The same for what only a whole OpenStack needs.
+pub(crate) fn install_missing_of_nova() -> Result<()> {
+    install(OF_NOVA)
+}
+
+fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|package| !package.is_installed()).collect();
     if missing.is_empty() {
         return Ok(());
     }

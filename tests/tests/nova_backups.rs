@@ -218,6 +218,57 @@ fn points_of_an_instance_become_servers() {
     assert!(site.folder.path().exists());
 }
 
+#[test]
+fn every_kind_of_disk_is_backed_up_by_either_strategy() {
+    let site = Site::new();
+    let flavor = json!({"flavor": {"name": "all", "ram": 512, "vcpus": 1, "disk": 3, "OS-FLV-EXT-DATA:ephemeral": 1, "swap": 64}});
+    let flavor = site.cloud.request("compute", "POST", "/flavors", Some(&flavor)).unwrap();
+    let more =
+        json!({"flavorRef": flavor["flavor"]["id"], "config_drive": true, "metadata": {"role": "web"}});
+    let web = site.cloud.boot_with("web", &more);
+    let web = web.unwrap_or_else(|error| panic!("{error}\n{}", site.cloud.log()));
+    let machine = site.machine(&web);
+    machine
+        .exec("echo kept >/root/note; echo swapped | dd of=/dev/vdc conv=notrunc 2>/dev/null; sync")
+        .unwrap();
+    let before = (machine.dump_xml(Definition::Live).unwrap(), machine.chain("vda").unwrap());
+    let mut disks = Vec::new();
+    for strategy in ["bitmap", "pivot"] {
+        let backup = site.backup(&web, &["--strategy", strategy]);
+        assert_eq!(backup["strategy"], strategy);
+        site.expect_untouched(&web, strategy);
+        assert_eq!(
+            (machine.dump_xml(Definition::Live).unwrap(), machine.chain("vda").unwrap()),
+            before,
+            "{strategy}"
+        );
+        let shown = site.underlay.json(["show", backup["snapshot"].as_str().unwrap()]).unwrap();
+        let names: Vec<String> = shown["roots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|disk| disk["name"].as_str().unwrap().to_owned())
+            .collect();
+        // Root, ephemeral and swap disk, and the configuration drive.
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert_eq!(shown["private"]["instance"]["metadata"]["role"], "web");
+        disks = names;
+    }
+    let config = disks.iter().find(|name| !name.starts_with("vd")).unwrap();
+    let drive = site.folder.path().join("config.raw");
+    let snapshot = format!("{}@latest", web.uuid());
+    site.underlay.run(&["restore", &snapshot, "--disk", config, "--to", drive.to_str().unwrap()]).unwrap();
+    assert!(std::fs::read(&drive).unwrap() == std::fs::read(web.folder().join("disk.config")).unwrap());
+    // After a pivot the disk is what it was, for Nova too.
+    web.hard_reboot().unwrap();
+    let machine = site.machine(&web);
+    assert_eq!(machine.exec("cat /root/note; head -c 8 /dev/vdc").unwrap(), "kept\nswapped\n");
+    let left_out = site.backup(&web, &["--exclude-disk", "vdc"]);
+    let shown = site.underlay.json(["show", left_out["snapshot"].as_str().unwrap()]).unwrap();
+    assert_eq!(shown["roots"].as_array().unwrap().len(), 3);
+    web.delete().unwrap();
+}
+
 /// The guest writes a file, and notes what is in it.
 fn scribble(machine: &Machine, name: &str) {
     let write = format!(

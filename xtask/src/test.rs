@@ -4,10 +4,6 @@ use std::time::Instant;
 
 use crate::run::{Result, cargo, show};
 
-/// What of the tests that need a whole OpenStack runs each time, some minutes of them. The others take a quarter of an hour:
-/// `cargo nextest run --workspace --profile nova`.
-const EACH_TIME: &str = "points_of_an_instance";
-
 /// How a step went.
 struct Outcome {
     step: &'static str,
@@ -38,9 +34,6 @@ pub fn test(filters: &[String]) -> Result<()> {
         }
         step(&mut outcomes, "quick tests", || nextest("default", filters, &mut tally));
         step(&mut outcomes, "real tests", || nextest("real", filters, &mut tally));
-        let each_time = [EACH_TIME.to_owned()];
-        let of_nova = if filters.is_empty() { &each_time } else { filters };
-        step(&mut outcomes, "nova tests", || nextest("nova", of_nova, &mut tally));
     }
     summarise(&outcomes, tally)
 }

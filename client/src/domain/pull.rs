@@ -90,10 +90,13 @@ impl Lifecycle<'_> {
                 let error = match self.end_pull(name, record) {
                     Ok(()) => error,
                     Err(second) => {
-                        DomainError::NotGivenBack { first: Box::new(error), second: Box::new(second) }
+                        DomainError::PullNotEnded { first: Box::new(error), second: Box::new(second) }
                     }
                 };
                 self.thaw_at_last(name, record);
+                if let Err(error) = self.expect_not_stuck(name) {
+                    self.notice(name, &error.to_string());
+                }
                 Err(error)
             }
         }

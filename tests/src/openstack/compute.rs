@@ -10,7 +10,7 @@ use super::services::Services;
 use super::site::{COMPUTE_SETTINGS, Site};
 use super::{Instance, OpenStack, databases, instance, logs, state, tools};
 use crate::libvirt::Libvirtd;
-use crate::{Error, Result, guest};
+use crate::{Error, Result, guest, packages};
 
 /// Stands for Neutron.
 const NEUTRON: &str = include_str!("neutron.py");
@@ -30,6 +30,7 @@ impl OpenStack {
     /// Starts everything that an instance needs, and uploads the kit's guest as the image `debian`. Takes about half a
     /// minute; some minutes more on first use. 2 GB of memory beside the guests.
     pub fn compute() -> Result<Self> {
+        packages::install_missing_of_nova()?;
         let libvirtd = Libvirtd::start()?;
         let mut site = Site::new(state::password()?)?;
         site.libvirt = libvirtd.uri().to_owned();
@@ -110,9 +111,18 @@ impl OpenStack {
 
     /// The same from another image.
     pub fn boot_image(&self, name: &str, image: &str) -> Result<Instance> {
-        let server = json!({
-            "name": name, "imageRef": image, "flavorRef": self.of_compute()?.flavor, "networks": "none",
+        self.boot_with(name, &json!({"imageRef": image}))
+    }
+
+    /// The same with what `more` says of the server, such as another `flavorRef`.
+    pub fn boot_with(&self, name: &str, more: &Value) -> Result<Instance> {
+        let compute = self.of_compute()?;
+        let mut server = json!({
+            "name": name, "imageRef": compute.image, "flavorRef": compute.flavor, "networks": "none",
         });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            server[key] = value.clone();
+        }
         let order = json!({
             "as": "admin", "service": "compute", "method": "POST", "path": "/servers", "version": "2.37",
             "body": {"server": server},
