@@ -63,7 +63,7 @@ impl Site {
     /// Nova's view, its locks and libvirt's records are as if there were no backups.
     fn expect_untouched(&self, instance: &Instance, moment: &str) {
         assert_eq!(instance.status().unwrap(), ("ACTIVE".into(), None), "{moment}");
-        assert!(!self.is_locked(instance), "{moment}");
+        assert!(!instance.is_locked().unwrap(), "{moment}");
         let checkpoints =
             self.cloud.libvirtd().unwrap().virsh(["checkpoint-list", instance.domain(), "--name"]).unwrap();
         assert_eq!(checkpoints.trim(), "", "{moment}");
@@ -73,13 +73,6 @@ impl Site {
             strays.iter().all(|path| !path.to_string_lossy().contains("underlay-")),
             "{moment}: {strays:?}"
         );
-    }
-
-    fn is_locked(&self, instance: &Instance) -> bool {
-        let path = format!("/servers/{}", instance.uuid());
-        // The first version of the interface that says so is 2.9; every version locks.
-        let locked = self.cloud.request("compute", "GET", &path, None).unwrap();
-        locked["server"].get("locked").is_some_and(|locked| locked == true)
     }
 
     /// Makes a server of a snapshot, and reads a file of its guest.
@@ -254,6 +247,14 @@ fn every_kind_of_disk_is_backed_up_by_either_strategy() {
         assert_eq!(shown["private"]["instance"]["metadata"]["role"], "web");
         disks = names;
     }
+    // A killed backup leaves its lock, and the next one takes it off.
+    let killed = site.underlay.through("underlay-killed").unwrap();
+    let mut command = killed.command(["backup", "--instance", web.uuid()]);
+    assert_eq!(output(command.env("KILL_AT", "0")).unwrap().status.signal(), Some(9));
+    assert!(web.is_locked().unwrap());
+    site.backup(&web, &[]);
+    assert!(!web.is_locked().unwrap());
+
     let config = disks.iter().find(|name| !name.starts_with("vd")).unwrap();
     let drive = site.folder.path().join("config.raw");
     let snapshot = format!("{}@latest", web.uuid());

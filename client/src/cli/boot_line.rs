@@ -49,10 +49,7 @@ fn command<'a>(
         option("--boot", "uefi".to_owned());
     }
     for (path, format) in disks {
-        let format = match format {
-            OutputFormat::Raw => "raw",
-            OutputFormat::Qcow2 => "qcow2",
-        };
+        let format = format.name();
         // A comma ends a value unless there are two.
         let path = path.display().to_string().replace(',', ",,");
         option("--disk", format!("path={path},format={format},bus={}", property("hw_disk_bus", "virtio")));

@@ -18,7 +18,7 @@ use super::text::{say, warn};
 use super::written::Target;
 use crate::domain::kept::{KeptDomain, NVRAM_DISK};
 use crate::hypervisor::{Adaptation, Adapted, Backing, RestoredAs, Virsh, adapt, define_new, ensure_free};
-use crate::restore::{OutputFormat, PrivateFile};
+use crate::restore::PrivateFile;
 
 /// The file with the definition.
 const DEFINITION: &str = "domain.xml";
@@ -119,11 +119,7 @@ impl DefineOptions {
         };
         let placed = kept.disks.iter().map(|disk| {
             let Target { path, format, .. } = target(&disk.target)?;
-            let format = match format {
-                OutputFormat::Raw => "raw",
-                OutputFormat::Qcow2 => "qcow2",
-            };
-            Ok((disk.target.clone(), Backing { path: path.clone(), format: format.into() }))
+            Ok((disk.target.clone(), Backing { path: path.clone(), format: format.name().into() }))
         });
         let nvram = kept.nvram.as_ref().map(|_| target(NVRAM_DISK)).transpose()?;
         Ok(Adaptation {

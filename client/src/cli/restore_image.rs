@@ -80,8 +80,10 @@ impl ImageOptions {
         snapshots.report_damaged();
         let snapshot = snapshots.select(wanted)?;
         let private = opened.private(snapshot)?.unwrap_or_default();
-        let instance = find_instance(&private)
-            .map_err(|error| Failure::failed("what is kept of the instance", error))?;
+        let instance = find_instance(&private).map_err(|error| {
+            let id = snapshot.snapshot;
+            Failure::failed(format!("what snapshot {id} keeps of its instance cannot be understood"), error)
+        })?;
         let task = Task {
             cloud,
             disk: chosen(snapshot, &private, disk)?,
@@ -165,10 +167,7 @@ impl Task<'_> {
         properties.insert("underlay_disk".into(), self.disk.name.clone());
         NewImage {
             name: name.to_owned(),
-            disk_format: match self.format {
-                OutputFormat::Raw => "raw",
-                OutputFormat::Qcow2 => "qcow2",
-            },
+            disk_format: self.format.name(),
             min_disk: self.disk.root.size.div_ceil(1 << 30),
             properties,
         }

@@ -46,10 +46,11 @@ impl Lifecycle<'_> {
             return Ok(intent);
         }
         if wishes.strategy == Some(Approach::Bitmap) {
-            if !recovers {
-                self.pull_request(&domain, &selection, wishes)?;
+            match recovers {
+                // Its job is still there, and would be refused.
+                true => guards::guard_bitmaps(name, &selection)?,
+                false => drop(self.pull_request(&domain, &selection, wishes)?),
             }
-            guards::guard_bitmaps(name, &selection)?;
             intent.strategy = Some(Approach::Bitmap);
             let read = selection.disks.iter().map(|disk| {
                 let since =

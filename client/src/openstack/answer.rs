@@ -1,6 +1,6 @@
 //! What services answer: documents, and complaints in words of their own.
 
-use reqwest::{Response, StatusCode};
+use reqwest::Response;
 use serde::de::DeserializeOwned;
 
 use super::OpenStackError;
@@ -62,11 +62,6 @@ async fn body(name: &str, mut answer: Response) -> Result<Vec<u8>, OpenStackErro
         text.extend_from_slice(&part);
     }
     Ok(text)
-}
-
-/// Whether a service says that what was asked for is gone.
-pub(super) fn gone(error: &OpenStackError) -> bool {
-    matches!(error, OpenStackError::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
 }
 
 #[cfg(test)]

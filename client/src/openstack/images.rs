@@ -7,7 +7,6 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::answer::gone;
 use super::identity::{Ask, Service};
 use super::{Cloud, OpenStackError};
 
@@ -95,12 +94,12 @@ impl Cloud {
         let mut problem = None;
         for _ in 0..ATTEMPTS {
             match cloud.image(id).await {
-                Err(error) if gone(&error) => return Ok(()),
+                Err(error) if error.is_missing() => return Ok(()),
                 Err(error) => problem = Some(error),
                 // Glance has its hands on a file that was given up, and would bring the image back.
                 Ok(image) if image.status == "saving" => {}
                 Ok(_) => match cloud.ask(&ask).await {
-                    Err(error) if !gone(&error) => problem = Some(error),
+                    Err(error) if !error.is_missing() => problem = Some(error),
                     _ => {}
                 },
             }

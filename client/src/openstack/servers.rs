@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::gone;
 use super::identity::{Ask, Service};
 use super::{Cloud, OpenStackError};
 use crate::hypervisor::NovaInstance;
@@ -139,7 +138,7 @@ impl Cloud {
         let image_properties = match &image {
             None => BTreeMap::new(),
             Some(id) => match self.image(id).await {
-                Err(error) if gone(&error) => BTreeMap::new(),
+                Err(error) if error.is_missing() => BTreeMap::new(),
                 image => image?.run_properties(),
             },
         };
@@ -182,7 +181,7 @@ impl Cloud {
     /// If the cloud does not do it.
     pub async fn unlock(&self, id: &str) -> Result<(), OpenStackError> {
         match self.unstoppable().act(id, json!({ "unlock": null }), true).await {
-            Err(error) if gone(&error) => Ok(()),
+            Err(error) if error.is_missing() => Ok(()),
             done => done,
         }
     }

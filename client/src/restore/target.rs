@@ -15,6 +15,16 @@ pub enum OutputFormat {
     Qcow2,
 }
 
+impl OutputFormat {
+    /// What QEMU, libvirt and Glance call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
 /// Begins the output at `path` for a disk of `size` bytes: an existing block device is overwritten in place, anything
 /// else becomes a new file. Without `force` nothing that exists is touched.
 ///

@@ -55,6 +55,15 @@ impl Instance {
         status(&self.client, &self.uuid)
     }
 
+    /// Whether only administrators may change it.
+    pub fn is_locked(&self) -> Result<bool> {
+        let server = succeed(&self.client, "GET", &self.uuid, "", None)?;
+        let locked = &server["server"]["locked"];
+        locked
+            .as_bool()
+            .ok_or_else(|| Error::new(format!("Nova does not say whether it is locked: {server}")))
+    }
+
     /// What its serial console has shown since it was last switched on.
     #[must_use]
     pub fn console(&self) -> String {
