@@ -12,6 +12,8 @@ pub mod cache;
 pub mod chromium;
 /// Running external programs: captured output, and errors that quote it.
 pub mod commands;
+/// A compute node of a real OpenStack, with a repository for its instances.
+pub mod compute_node;
 /// What every authority must do, in this process or behind a server.
 pub mod conformance;
 /// Programs compiled from the crate registry.

@@ -32,6 +32,8 @@ fn an_instance_lives_and_goes() {
     say("image", begun);
     assert_eq!((&*image.status, &*image.disk_format), ("active", "qcow2"));
 
+    let report = cloud.report_of_compute();
+    assert!(report.contains("Green Threads") && report.contains("nova/service.py"), "{report}");
     cloud.kill_compute().unwrap();
     assert!(machine.is_running().unwrap());
     cloud.start_compute().unwrap();

@@ -1,7 +1,8 @@
-//! The program `underlay`, killed at a step of its choice.
+//! The program `underlay`, killed or paused at a step of its choice.
 //!
-//! `KILL_AT=7` ends it with SIGKILL at the seventh moment (from 0) that its observer hears of; `STEPS_FILE=PATH` appends every
-//! moment to a file, a line each, such as `Freeze before`. Without both it is `underlay`.
+//! `KILL_AT=7` ends it with SIGKILL at the seventh moment (from 0) that its observer hears of; `PAUSE_AT=7` has it stand still
+//! there until somebody sends it SIGCONT; `STEPS_FILE=PATH` appends every moment to a file, a line each, such as `Freeze before`.
+//! Without these it is `underlay`.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -13,7 +14,8 @@ use rustix::process::{Signal, getpid, kill_process};
 use underlay_client::domain::{Moment, Observer, Step};
 
 struct Killer {
-    at: Option<usize>,
+    /// The moment, and what happens there.
+    at: Option<(usize, Signal)>,
     steps: Option<std::ffi::OsString>,
     seen: AtomicUsize,
 }
@@ -29,14 +31,21 @@ impl Observer for Killer {
                 OpenOptions::new().append(true).create(true).open(path).expect("a file for the steps");
             writeln!(file, "{step:?} {moment}").expect("room for the steps");
         }
-        if self.at == Some(self.seen.fetch_add(1, Ordering::Relaxed)) {
-            kill_process(getpid(), Signal::KILL).expect("a process may kill itself");
+        let seen = self.seen.fetch_add(1, Ordering::Relaxed);
+        if let Some((at, signal)) = self.at
+            && at == seen
+        {
+            kill_process(getpid(), signal).expect("a process may kill or pause itself");
         }
     }
 }
 
 fn main() -> ExitCode {
-    let at = std::env::var("KILL_AT").ok().map(|at| at.parse().expect("KILL_AT is a number"));
+    let moment = |name, signal| {
+        let at = std::env::var(name).ok()?;
+        Some((at.parse().unwrap_or_else(|_| panic!("{name}={at} is no number")), signal))
+    };
+    let at = moment("KILL_AT", Signal::KILL).or_else(|| moment("PAUSE_AT", Signal::STOP));
     let steps = std::env::var_os("STEPS_FILE");
     underlay_client::cli::main_observed(Arc::new(Killer { at, steps, seen: AtomicUsize::new(0) }))
 }

@@ -2,6 +2,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,8 @@ const NEUTRON: &str = include_str!("neutron.py");
 const PIPELINE: &str = "api-paste.ini";
 /// What instances are booted from.
 const IMAGE: &str = "debian";
+/// On two busy cores it takes nova-compute a quarter of this to get ready.
+const STANDING_STILL: Duration = Duration::from_secs(90);
 /// What only an OpenStack with Nova has.
 #[derive(Debug)]
 pub(super) struct Compute {
@@ -71,12 +74,33 @@ impl OpenStack {
         self.services.wait_for_http("nova-api", self.site.ports.compute)?;
         let flavor = json!({"flavor": {"name": "small", "ram": 512, "vcpus": 1, "disk": 1}});
         let flavor = text(&self.request("compute", "POST", "/flavors", Some(&flavor))?["flavor"]["id"]);
-        self.services.wait_for("nova-compute", || self.can_boot().unwrap_or(false))?;
+        self.wait_for_compute()?;
         if let Some(compute) = &mut self.compute {
             compute.image = image;
             compute.flavor = flavor;
         }
         Ok(())
+    }
+
+    /// Waits until there is somewhere to boot. Once, on a busy machine, nova-compute stood still after its first words, for
+    /// no reason that it told of: if it does, it is started anew, as whoever runs it would.
+    #[expect(clippy::print_stderr, reason = "for who reads the log")]
+    fn wait_for_compute(&self) -> Result<()> {
+        let ready = || {
+            let ready = self.can_boot().unwrap_or(false);
+            if !ready {
+                // Each answer costs the services more than waiting for the next.
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            ready
+        };
+        let Err(stalled) = self.services.wait_within(STANDING_STILL, "nova-compute", ready) else {
+            return Ok(());
+        };
+        eprintln!("{stalled}");
+        self.kill_compute()?;
+        self.services.order("start", "nova-compute")?;
+        self.services.wait_for("nova-compute", ready)
     }
 
     /// Whether Nova knows the host, and Placement what it has.
@@ -141,6 +165,12 @@ impl OpenStack {
     /// An instance's status, such as `ACTIVE`, and what is being done with it, such as `reboot_started_hard`.
     pub fn status(&self, uuid: &str) -> Result<(String, Option<String>)> {
         instance::status(&self.client, uuid)
+    }
+
+    /// What each thread of nova-compute is at, by its own word. Takes some seconds.
+    #[must_use]
+    pub fn report_of_compute(&self) -> String {
+        self.services.report_of("nova-compute")
     }
 
     /// Kills nova-compute. The guests go on running.

@@ -28,6 +28,11 @@ kill_it() {
     ! alive "$1"
 }
 
+# Has a service of Nova's log what each of its threads is at.
+report() {
+    kill -USR2 "${processes[$1]}"
+}
+
 while read -r order name; do
     "$order" "$name"
     echo $?

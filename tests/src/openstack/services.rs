@@ -16,6 +16,8 @@ use crate::{Error, Result};
 const KEEPER: &str = include_str!("keeper.bash");
 /// On two busy cores the slowest service is ready within 20 seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a service takes to say what its threads are at.
+const REPORTING: Duration = Duration::from_secs(5);
 /// The processes of one site, which all end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Services {
@@ -74,15 +76,32 @@ impl Services {
     }
 
     /// Waits until a service is ready; fails when it has ended.
-    pub fn wait_for(&self, name: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
-        let waited = wait_until(&format!("{name} getting ready"), PATIENCE, || {
+    pub fn wait_for(&self, name: &str, ready: impl FnMut() -> bool) -> Result<()> {
+        self.wait_within(PATIENCE, name, ready)
+    }
+
+    /// The same, with a patience of one's own.
+    pub fn wait_within(&self, patience: Duration, name: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let waited = wait_until(&format!("{name} getting ready"), patience, || {
             if ready() {
                 return Ok(true);
             }
             self.order("alive", name).map_err(|_| Error::new(format!("{name} has ended")))?;
             Ok(false)
         });
-        waited.map_err(|error| Error::new(format!("{error}\n{}", logs::end_of(&self.folder, name))))
+        waited.map_err(|error| {
+            let log = logs::end_of(&self.folder, name);
+            Error::new(format!("{error}\n{log}\n--- What it is at:\n{}", self.report_of(name)))
+        })
+    }
+
+    /// What each thread of one of Nova's services is at, by its own word; empty for the others.
+    pub fn report_of(&self, name: &str) -> String {
+        if !name.starts_with("nova-") || self.order("report", name).is_err() {
+            return String::new();
+        }
+        std::thread::sleep(REPORTING);
+        logs::report_of(&self.folder, name)
     }
 
     /// What every service has logged, each after its name.
