@@ -26,6 +26,8 @@ pub mod error;
 pub mod golden;
 /// A bootable Debian guest, its overlays, and changes to its file system without booting it.
 pub mod guest;
+/// Processes that stand still until the test lets them go on.
+pub mod held;
 /// A host with a guest of two disks that is backed up.
 pub mod host;
 /// Images of every kind that underlay reads.

@@ -5,10 +5,13 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use underlay_client::domain::Step;
-use underlay_tests::commands::{output, run};
+use underlay_tests::commands::{output, run, wait_until};
 use underlay_tests::host::{self, Host};
 use underlay_tests::libvirt::Definition;
 
@@ -114,6 +117,25 @@ fn guest_is_read_only_where_it_wrote_and_its_chain_stays() {
     expect_untouched(&host, "fifth");
     let checked = host.underlay.output(["check", "--read-data"]).unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
+/// QEMU waits for whoever has asked it for a block, before it lets anybody else at the disk.
+#[test]
+fn guest_is_not_suspended_with_its_backup() {
+    let host = Host::with_guest().unwrap();
+    let file = host.path("steps");
+    let observed = host.underlay.through("underlay-killed").unwrap();
+    let mut command = observed.command(["backup", "--domain", "web", BITMAP]);
+    command.env("STEPS_FILE", &file).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut backup = command.spawn().unwrap();
+    let patience = Duration::from_secs(60);
+    let reads = || Ok(std::fs::read_to_string(&file).is_ok_and(|steps| steps.contains("Capture before")));
+    wait_until("a backup reading", patience, reads).unwrap();
+    kill_process(Pid::from_child(&backup), Signal::TSTP).unwrap();
+    wait_until("its end", patience, || Ok(backup.try_wait()?.is_some())).unwrap();
+    let ended = backup.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success() && told.contains("not suspended"), "{told}");
 }
 
 /// Backs up, and says what the user is told.

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::Value;
 use underlay_tests::commands::{output, run, wait_until};
+use underlay_tests::held::Held;
 use underlay_tests::host::answer;
 use underlay_tests::libvirt::{Definition, DomainSpec, Libvirtd, Machine};
 use underlay_tests::program::Underlay;
@@ -136,7 +137,7 @@ impl Place {
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
-    /// Starts a backup and stops its process, as Ctrl-Z would, as soon as it has `image` open, or even locked.
+    /// Starts a backup and stops its process as soon as it has `image` open, or even locked.
     fn backup_held_at(&self, image: &Path, locked: bool, options: &[&str]) -> Held {
         Held::at(self.command(&["backup", "--json"]).args(options), |process| {
             let open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
@@ -145,40 +146,7 @@ impl Place {
                 !locked || fs::read_to_string(info).is_ok_and(|info| info.contains("OFDLCK"))
             })
         })
-    }
-}
-
-/// A process that is stopped until it is let go.
-struct Held(Child);
-
-impl Held {
-    fn at(command: &mut Command, reached: impl Fn(u32) -> bool) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let started = std::time::Instant::now();
-        while !reached(child.id()) {
-            assert!(child.try_wait().unwrap().is_none(), "it ended too soon: {:?}", child.wait_with_output());
-            assert!(started.elapsed() < Duration::from_secs(60), "it does not come to it");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let held = Self(child);
-        held.signal("STOP");
-        held
-    }
-
-    fn signal(&self, signal: &str) {
-        run("kill", [&format!("-{signal}"), &self.0.id().to_string()]).unwrap();
-    }
-
-    fn let_go(self) -> Output {
-        self.signal("CONT");
-        self.0.wait_with_output().unwrap()
-    }
-
-    /// Lets it go with an interrupt.
-    fn interrupt(self) -> Output {
-        self.signal("INT");
-        self.let_go()
+        .unwrap()
     }
 }
 
@@ -264,7 +232,7 @@ fn a_stopped_domain_cannot_be_started_while_it_is_read() {
     assert_eq!(busy.status.code(), Some(1), "{}", complaint(&busy));
     let expected = ["another underlay is working on it", "hint: wait until it is done"];
     assert!(expected.iter().all(|part| complaint(&busy).contains(part)), "{}", complaint(&busy));
-    let done = held.let_go();
+    let done = held.let_go().unwrap();
     assert_eq!(done.status.code(), Some(0), "{}", complaint(&done));
     let told = answer(&done).unwrap();
     assert!(told["strategy"].is_null() && told["consistency"] == "offline", "{told}");
@@ -653,7 +621,7 @@ fn an_interrupted_backup_gives_back_or_merges_to_the_end() {
         let options = ["--domain", "web", "--strategy", strategy];
         let held = place.backup_held_at(&disk, false, &options);
         place.write(&web, &virtio(0), "9 2M 64k");
-        let interrupted = held.interrupt();
+        let interrupted = held.interrupt().unwrap();
         assert_eq!(interrupted.status.code(), Some(130), "{strategy}: {}", complaint(&interrupted));
         assert_eq!(web.chain("vda").unwrap(), [disk.as_path()], "{strategy}: it is given back");
         assert_eq!(place.files(), [disk.as_path()]);
@@ -676,8 +644,9 @@ fn an_interrupted_backup_gives_back_or_merges_to_the_end() {
                 words.split(|byte| *byte == 0).any(|word| word == b"blockcommit")
             };
             all.collect::<Vec<_>>().join(" ").split_whitespace().any(merges)
-        });
-        let interrupted = held.interrupt();
+        })
+        .unwrap();
+        let interrupted = held.interrupt().unwrap();
         assert_eq!(interrupted.status.code(), Some(130), "{strategy}: {}", complaint(&interrupted));
         let told = answer(&interrupted).unwrap();
         assert!(told["snapshot"].is_string() && told["unfinished"].is_null(), "{strategy}: {told}");

@@ -3,18 +3,18 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use serde_json::{Value, json};
 use underlay_store::progress::Progress;
 use underlay_store::snapshot::validate;
 
-use super::App;
 use super::backup::{Backup, host_name, lines};
 use super::backup_instance::{Instance, InstanceOptions};
 use super::report::{FAILED, Failure, IN_PART, INTERRUPTED};
 use super::text::{say, warn};
+use super::{App, refuse_suspension};
 use crate::domain::{
     Approach, CaptureImages, DomainOutcome, Hands, Intent, Lifecycle, LocalLayers, Observer, Patience,
     Quiesce, Wishes,
@@ -87,7 +87,7 @@ impl Host {
     pub fn new(app: &App, connection: &Connection) -> Self {
         let state = state_directory();
         Self {
-            virsh: Virsh::new(connection.connect.clone(), std::sync::Arc::clone(&app.cancel)),
+            virsh: Virsh::new(connection.connect.clone(), Arc::clone(&app.cancel)),
             layers: LocalLayers::new(&state),
             journal: FileJournal::new(&state),
         }
@@ -183,6 +183,7 @@ impl DomainOptions {
         names: Vec<String>,
     ) -> Result<Vec<Attempt>, Failure> {
         let destination = backup.open(app)?;
+        app.runtime.spawn(refuse_suspension(Arc::clone(&app.progress)));
         let (options, access, host_name) = (backup.options(), backup.access(), host_name());
         let quiet = NoticesOnly(&*app.progress);
         // Bars of several at a time would only overwrite each other.

@@ -232,6 +232,22 @@ fn run(cli: Cli, observer: Arc<dyn Observer>) -> Result<(), Failure> {
     result
 }
 
+/// Ctrl-Z, and writing to a terminal in the background, do not suspend the program from here on: QEMU waits for whoever has asked it for a
+/// block, and the guest with it.
+async fn refuse_suspension(progress: Arc<Bars>) {
+    let stop = |stop: rustix::process::Signal| signal(SignalKind::from_raw(stop.as_raw()));
+    let (Ok(mut suspensions), Ok(_writing)) =
+        (stop(rustix::process::Signal::TSTP), stop(rustix::process::Signal::TTOU))
+    else {
+        tracing::warn!("signals cannot be handled: suspending the program can suspend guests");
+        return;
+    };
+    while suspensions.recv().await.is_some() {
+        progress
+            .notice("not suspended, because guests would be with it; interrupt the backup instead (Ctrl-C)");
+    }
+}
+
 /// The first interrupt asks the work to stop in order; the second ends the program.
 async fn stop_on_interrupt(cancel: Arc<AtomicBool>, stop: watch::Sender<bool>, progress: Arc<Bars>) {
     let (Ok(mut interrupts), Ok(mut terminations)) =
