@@ -42,6 +42,8 @@ pub mod lab;
 pub mod libvirt;
 /// Free addresses, and who answers there.
 pub mod loopback;
+/// Mounts that end with the test that made them.
+pub mod mounts;
 /// OpenAPI documents, judged by others' programs.
 pub mod openapi;
 /// An OpenStack on loopback: identity and images, and compute with real guests.

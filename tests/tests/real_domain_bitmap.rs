@@ -12,8 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use underlay_client::domain::Step;
 use underlay_tests::commands::{output, run, wait_until};
+use underlay_tests::held::Held;
 use underlay_tests::host::{self, Host};
 use underlay_tests::libvirt::Definition;
+use underlay_tests::mounts::has_own_mounts;
 
 const BITMAP: &str = "--strategy=bitmap";
 
@@ -117,6 +119,48 @@ fn guest_is_read_only_where_it_wrote_and_its_chain_stays() {
     expect_untouched(&host, "fifth");
     let checked = host.underlay.output(["check", "--read-data"]).unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
+#[test]
+fn guest_goes_on_when_a_scratch_file_finds_no_room() {
+    if !has_own_mounts("guest_goes_on_when_a_scratch_file_finds_no_room").unwrap() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().to_str().unwrap();
+    run("mount", ["-t", "tmpfs", "-o", "size=200m,mode=755", "none", small]).unwrap();
+    let host = Host::with_guest().unwrap();
+    host.web.exec("dd if=/dev/urandom of=/data/old bs=1M count=20 2>/dev/null; sync").unwrap();
+    let observed = host.underlay.through("underlay-killed").unwrap();
+    let mut command = observed.command(["backup", "--domain", "web", BITMAP, "--overlay-dir", small]);
+    // It stands still when the disks are shown, and nothing is read yet.
+    let file = host.path("steps");
+    host.backup([BITMAP, "--overlay-dir", small]).unwrap();
+    assert!(output(command.env("STEPS_FILE", &file)).unwrap().status.success());
+    let moments = std::fs::read_to_string(&file).unwrap();
+    let at = moments.lines().position(|moment| moment == "Capture before").unwrap();
+    let mut command = observed.command(["backup", "--domain", "web", BITMAP, "--overlay-dir", small]);
+    let held = Held::by_itself(command.env("PAUSE_AT", at.to_string())).unwrap();
+    let free = rustix::fs::statvfs(small).unwrap();
+    let rest = std::fs::File::create(folder.path().join("rest")).unwrap();
+    rustix::fs::fallocate(&rest, rustix::fs::FallocateFlags::empty(), 0, free.f_bavail * free.f_bsize)
+        .unwrap();
+    host.web.exec("(dd if=/dev/zero of=/data/old bs=1M count=20 conv=notrunc,fsync; echo kept >/data/done; sync) >/dev/null 2>&1 &").unwrap();
+    wait_until("a guest without room", Duration::from_secs(60), || {
+        Ok(host.libvirtd.virsh(["domstate", "web", "--reason"])?.contains("I/O error"))
+    })
+    .unwrap();
+    let ended = held.let_go().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    assert!(told.contains("found no room: it goes on, and the backup was given up"), "{told}");
+    assert!(told.contains("--overlay-dir"), "{told}");
+    wait_until("the guest's write", Duration::from_secs(60), || {
+        Ok(host.web.exec("cat /data/done").is_ok_and(|text| text == "kept\n"))
+    })
+    .unwrap();
+    expect_exact(&host, "after a backup without room");
+    expect_untouched(&host, "after a backup without room");
 }
 
 /// QEMU waits for whoever has asked it for a block, before it lets anybody else at the disk.

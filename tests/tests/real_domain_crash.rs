@@ -24,6 +24,7 @@ fn belongs(step: Step, strategy: &str) -> bool {
         Step::Quiesce
         | Step::BeginPull
         | Step::EndPull
+        | Step::Resume
         | Step::ForgetCheckpoint
         | Step::KnowCheckpoint
         | Step::RemoveCheckpoint => false,

@@ -17,11 +17,10 @@ use underlay_tests::commands::{output, run, wait_until};
 use underlay_tests::held::Held;
 use underlay_tests::host::answer;
 use underlay_tests::libvirt::{Definition, DomainSpec, Libvirtd, Machine};
+use underlay_tests::mounts::has_own_mounts;
 use underlay_tests::program::Underlay;
 use underlay_tests::qemu::Format;
 
-/// Set in a process that has mounts of its own.
-const OWN_MOUNTS: &str = "UNDERLAY_TESTS_OWN_MOUNTS";
 const NOVA: &str = "<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'/>";
 
 /// A libvirtd, a repository, and a folder for images.
@@ -200,19 +199,6 @@ fn trace(folder: &Path) -> BTreeMap<PathBuf, (u64, std::time::SystemTime)> {
     found
 }
 
-/// Runs the test of that name once more, in a process whose mounts end with it; whether this is that process.
-fn has_own_mounts(test: &str) -> bool {
-    if std::env::var_os(OWN_MOUNTS).is_some() {
-        return true;
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--fork", "--kill-child"]);
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
-    let done = output(command.env(OWN_MOUNTS, "1")).unwrap();
-    assert!(done.status.success(), "{}\n{}", String::from_utf8_lossy(&done.stdout), complaint(&done));
-    false
-}
-
 #[test]
 fn a_stopped_domain_cannot_be_started_while_it_is_read() {
     let place = Place::new();
@@ -355,7 +341,7 @@ fn what_stands_in_the_way_of_a_running_domain_is_named() {
 
 #[test]
 fn overlays_that_would_not_fit_are_refused() {
-    if !has_own_mounts("overlays_that_would_not_fit_are_refused") {
+    if !has_own_mounts("overlays_that_would_not_fit_are_refused").unwrap() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

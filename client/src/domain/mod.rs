@@ -26,6 +26,7 @@ pub mod record;
 mod recover;
 mod run;
 mod steps;
+mod watch;
 
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct Patience {
     pub close: Duration,
     /// Between two looks.
     pub poll: Duration,
+    /// Between two looks at a guest whose disks are shown.
+    pub watch: Duration,
 }
 
 impl Default for Patience {
@@ -71,6 +74,7 @@ impl Default for Patience {
             job: Duration::from_secs(24 * 3600),
             close: Duration::from_secs(10),
             poll: Duration::from_millis(200),
+            watch: Duration::from_secs(2),
         }
     }
 }

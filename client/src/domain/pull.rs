@@ -66,7 +66,9 @@ impl Lifecycle<'_> {
                 Some(LiveExport { socket: request.socket.clone(), since: since.map(|disk| disk.root) })
             };
             let files = self.files(selection)?;
-            let outcome = self.read_frozen(domain, record, selection, consistency, capture, &exports)?;
+            let outcome = self.read_while_it_runs(name, || {
+                self.read_frozen(domain, record, selection, consistency, capture, &exports)
+            })?;
             // A disk that was replaced meanwhile has another bitmap, or none.
             let files = files
                 .into_iter()

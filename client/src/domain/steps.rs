@@ -39,6 +39,8 @@ pub enum Step {
     BeginPull,
     /// A pull is ended.
     EndPull,
+    /// A guest that was paused for want of room is let go on.
+    Resume,
     /// The hypervisor's record of a checkpoint is dropped.
     ForgetCheckpoint,
     /// The hypervisor is told of a checkpoint again.
@@ -279,6 +281,10 @@ impl Hands<'_> {
 
     pub(super) fn end_pull(&self, domain: &str) -> Result<(), HypervisorError> {
         self.step(Step::EndPull, || self.hypervisor.end_pull(domain))
+    }
+
+    pub(super) fn resume(&self, domain: &str) -> Result<(), HypervisorError> {
+        self.step(Step::Resume, || self.hypervisor.resume(domain))
     }
 
     pub(super) fn forget_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {

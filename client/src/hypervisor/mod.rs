@@ -177,6 +177,11 @@ pub trait Hypervisor: Send + Sync {
         Err(HypervisorError::unsupported("showing disks"))
     }
 
+    /// Lets a paused domain go on.
+    fn resume(&self, _domain: &str) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("letting domains go on"))
+    }
+
     /// Drops the hypervisor's record of a checkpoint, and leaves its bitmaps alone.
     fn forget_checkpoint(&self, _domain: &str, _checkpoint: &str) -> Result<(), HypervisorError> {
         Err(HypervisorError::unsupported("checkpoints"))

@@ -324,6 +324,10 @@ impl Hypervisor for Virsh {
         self.know(domain, checkpoint, targets, &["--redefine-validate"])
     }
 
+    fn resume(&self, domain: &str) -> Result<(), HypervisorError> {
+        self.change(domain, &self.about("resume", &self.reference(domain)?), Some(PROMPT))
+    }
+
     fn remove_checkpoint(
         &self,
         domain: &str,

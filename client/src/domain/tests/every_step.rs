@@ -177,6 +177,7 @@ fn next(step: Step) -> Option<Step> {
         Step::Quiesce
         | Step::BeginPull
         | Step::EndPull
+        | Step::Resume
         | Step::ForgetCheckpoint
         | Step::KnowCheckpoint
         | Step::RemoveCheckpoint => None,

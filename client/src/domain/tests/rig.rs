@@ -23,6 +23,7 @@ const PATIENCE: Patience = Patience {
     job: Duration::from_secs(60),
     close: Duration::ZERO,
     poll: Duration::ZERO,
+    watch: Duration::from_secs(60),
 };
 
 /// Keeps what a user would be told.

@@ -1,0 +1,88 @@
+//! A guest that stops while its disks are shown, because what it overwrites finds no room in a scratch file.
+
+use std::panic::resume_unwind;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::{DomainError, Lifecycle};
+use crate::hypervisor::HypervisorError;
+
+/// Whether the reading is over.
+#[derive(Default)]
+struct Over(Mutex<bool>, Condvar);
+
+impl Over {
+    fn set(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.1.notify_all();
+    }
+}
+
+impl Lifecycle<'_> {
+    /// Reads what a pull shows. When the guest stops meanwhile for want of room, the pull is ended, with which its writes need no room
+    /// in a scratch file any more, and the guest goes on: it is worth more than this backup.
+    pub(super) fn read_while_it_runs<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce() -> Result<T, DomainError>,
+    ) -> Result<T, DomainError> {
+        let over = Over::default();
+        let (outcome, given_up) = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| self.give_up_when_stuck(name, &over));
+            let outcome = read();
+            over.set();
+            (outcome, watch.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        match given_up {
+            Some(goes_on) => Err(stopped_meanwhile(name, goes_on)),
+            None => outcome,
+        }
+    }
+
+    /// Looks at the guest until the reading is over. If it was given up: whether the guest goes on.
+    fn give_up_when_stuck(&self, name: &str, over: &Over) -> Option<Result<(), DomainError>> {
+        let mut is_over = over.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*is_over {
+            // Whoever does not answer is looked at again.
+            if self.hands.is_stuck(name).unwrap_or(false) {
+                return Some(self.let_go_on(name).map_err(DomainError::from));
+            }
+            let waited = over.1.wait_timeout(is_over, self.patience.watch);
+            is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        None
+    }
+
+    /// Ends the pull, and lets the guest go on without it. The pull ends a moment after it was told to: until then the guest
+    /// stops again at once.
+    fn let_go_on(&self, name: &str) -> Result<(), HypervisorError> {
+        self.hands.end_pull(name)?;
+        let started = Instant::now();
+        loop {
+            let has_ended = self.hands.pull_socket(name)?.is_none();
+            if has_ended {
+                self.hands.resume(name)?;
+                std::thread::sleep(self.patience.poll);
+            }
+            if (has_ended && !self.hands.is_stuck(name)?) || started.elapsed() > self.patience.close {
+                return Ok(());
+            }
+            std::thread::sleep(self.patience.poll);
+        }
+    }
+}
+
+fn stopped_meanwhile(name: &str, goes_on: Result<(), DomainError>) -> DomainError {
+    let guest = match goes_on {
+        Ok(()) => "it goes on, and the backup was given up".to_owned(),
+        Err(error) => format!("the backup was given up, and it cannot be let go on ({error})"),
+    };
+    DomainError::Unsound {
+        domain: name.to_owned(),
+        problem: format!(
+            "its guest was paused, for what it overwrote during the backup found no room: {guest}"
+        ),
+        hint: "make room beside its disks, or name a folder with more by --overlay-dir, and back it up again"
+            .into(),
+    }
+}
