@@ -83,9 +83,11 @@ impl NbdError {
                  its disk hangs, and try again"
                     .into(),
             ),
-            Self::Ended { .. } | Self::GivenUp { .. } => {
-                Some("see whether the machine and its backup job still run, and start the backup again".into())
-            }
+            Self::Ended { .. } | Self::GivenUp { .. } => Some(
+                "see whether the machine still runs, and whether somebody ended its backup job, as Nova does when it makes an \
+                 image of it, and start the backup again"
+                    .into(),
+            ),
             Self::NoSuchExport { .. } => Some("name one of the exports that the server has".into()),
             Self::NoSuchContext { context, .. } => Some(if context.starts_with(super::DIRTY_BITMAP_PREFIX) {
                 "the bitmap is gone, or is not exported: back up the whole disk once, which makes a new one".into()

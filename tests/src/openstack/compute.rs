@@ -226,10 +226,11 @@ fn start_rabbitmq(site: &Site, services: &Services) -> Result<()> {
 /// Starts Nova's services, those first that the others ask for something.
 fn start_nova(site: &Site, services: &Services) -> Result<()> {
     databases::wait(site, services)?;
+    // Whoever is told of an internal error when it logs in ends at once, as Keystone does until it has read its settings.
+    services.wait_for_http("keystone", site.ports.identity)?;
     services.wait_for("rabbitmq", || TcpStream::connect(("127.0.0.1", site.ports.rabbit)).is_ok())?;
     start_daemon(site, services, "nova-conductor")?;
     services.start_wsgi(site, "nova-api")?;
-    services.wait_for_http("keystone", site.ports.identity)?;
     services.wait_for_http("placement", site.ports.placement)?;
     start_daemon(site, services, "nova-scheduler")?;
     // Who asks the conductor too early asks again after ten seconds only.
