@@ -251,6 +251,7 @@ fn nova_may_act_in_the_middle_of_a_read() {
         println!("{deed:?}: {status}: {told}");
         // Whatever ends QEMU ends the read. So does Nova's image: it first has libvirt end all jobs with the disk.
         assert!(status.code() == Some(1) && told.contains("hint: "), "{status}: {told}");
+        assert!(!told.contains("could not be ended"), "{told}");
         match deed {
             Deed::Delete => patient.is_replaced(),
             _ => patient.is_well(true),

@@ -272,7 +272,7 @@ impl Lifecycle<'_> {
     }
 
     /// Waits a moment for a file to be closed.
-    fn expect_unused(&self, name: &str, path: &Path) -> Result<(), DomainError> {
+    pub(super) fn expect_unused(&self, name: &str, path: &Path) -> Result<(), DomainError> {
         let started = Instant::now();
         while self.hands.is_open(path)? {
             if started.elapsed() >= self.patience.close {

@@ -19,7 +19,7 @@ use underlay_store::id::RepositoryId;
 use underlay_store::snapshot::Consistency;
 
 use crate::backup::Outcome;
-use crate::hypervisor::{Domain, PullRequest, PulledDisk};
+use crate::hypervisor::{Domain, HypervisorError, PullRequest, PulledDisk};
 
 use super::plan::{self, SelectedDisk, Selection};
 use super::record::{DomainRecord, FileIdentity, Pull, TrackedDisk, Tracking};
@@ -264,14 +264,16 @@ impl Lifecycle<'_> {
         // Whether or not that can be written down, the pull ends: its files grow for as long as it lasts.
         let stored = self.hands.store(record);
         let Some(pull) = record.pull.clone() else { return Ok(stored?) };
-        let domain = self.hands.domain(name)?;
-        if domain.is_running() && self.hands.pull_socket(name)?.as_deref() == Some(&pull.socket) {
-            self.hands.end_pull(name)?;
+        let domain = self.domain_unless_gone(name)?;
+        if let Some(domain) = &domain {
+            if domain.is_running() && self.hands.pull_socket(name)?.as_deref() == Some(&pull.socket) {
+                self.hands.end_pull(name)?;
+            }
+            self.forget_checkpoints(name, record)?;
         }
-        self.forget_checkpoints(name, record)?;
         stored?;
         for file in &pull.scratch {
-            self.remove_left_over(&domain, file)?;
+            self.remove_left_over(name, file)?;
         }
         // Nobody listens there any more; it cannot be asked for locks.
         if self.hands.exists(&pull.socket)? {
@@ -279,16 +281,38 @@ impl Lifecycle<'_> {
         }
         record.pull = None;
         self.hands.store(record)?;
+        if domain.is_none() {
+            return Ok(());
+        }
         self.remove_stale_checkpoints(name, record)
     }
 
-    /// Removes a file of a pull that libvirt has not removed itself, which takes it a moment.
-    fn remove_left_over(&self, domain: &Domain, path: &Path) -> Result<(), DomainError> {
+    /// The domain; `None` if it is gone. Whoever makes it anew undefines it first, and for a moment there is none.
+    fn domain_unless_gone(&self, name: &str) -> Result<Option<Domain>, DomainError> {
+        let started = Instant::now();
+        loop {
+            let may_come_back = started.elapsed() < self.patience.close.min(LINGERING);
+            match self.hands.domain(name) {
+                Err(HypervisorError::NoDomain { .. } | HypervisorError::Failed { .. }) if may_come_back => {
+                    std::thread::sleep(self.patience.poll);
+                }
+                Err(HypervisorError::NoDomain { .. }) => return Ok(None),
+                read => return Ok(Some(read?)),
+            }
+        }
+    }
+
+    /// Removes a file of a pull that libvirt has not removed itself, which takes it a moment. No definition ever names it.
+    fn remove_left_over(&self, name: &str, path: &Path) -> Result<(), DomainError> {
         let started = Instant::now();
         while self.hands.exists(path)? && started.elapsed() < self.patience.close.min(LINGERING) {
             std::thread::sleep(self.patience.poll);
         }
-        self.remove_unused(domain, path)
+        if !self.hands.exists(path)? {
+            return Ok(());
+        }
+        self.expect_unused(name, path)?;
+        self.hands.remove(path)
     }
 
     /// Removes bitmaps that are of no use any more. Only a running domain's can be; the others wait.
