@@ -7,7 +7,7 @@ use super::OpenStackError;
 use crate::remote::is_wrong_server;
 
 /// Bytes of an answer that are read. A catalog or a list of a thousand flavors has some hundred thousand.
-const ANSWER: usize = 4 << 20;
+const ANSWER: usize = 2 << 20;
 /// Bytes of a complaint that are read.
 const COMPLAINT: usize = 64 << 10;
 /// Characters of a service's complaint that are shown.

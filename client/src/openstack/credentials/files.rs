@@ -17,6 +17,8 @@ const SYSTEM_FOLDER: &str = "/etc/openstack";
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 /// Bytes of such a file that are read.
 const LONGEST: u64 = 1 << 20;
+/// Values that all its aliases together may repeat.
+const REPEATED: usize = 10_000;
 
 /// Either of them.
 #[derive(Default, Deserialize)]
@@ -81,8 +83,11 @@ pub(super) fn cloud(
 }
 
 fn parse(path: &Path, text: &str, name: &str) -> Result<Option<Settings>, OpenStackError> {
+    let options = serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: REPEATED },
+    };
     // Its own message would show the lines around, and a password may be there.
-    let file: CloudsFile = serde_saphyr::from_str(text).map_err(|error| {
+    let file: CloudsFile = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let place = error.location().map(|place| format!(" in line {}", place.line())).unwrap_or_default();
         failed(path, format!("it is no clouds.yaml{place}"))
     })?;
