@@ -177,6 +177,8 @@ impl Task<'_> {
         opened: &Opened,
         new: &NewImage,
     ) -> Result<(Image, RestoreStatistics), Failure> {
+        // What fails here has begun nothing.
+        app.runtime.block_on(self.cloud.log_in())?;
         let (id, made) = match app.runtime.block_on(self.cloud.create_image(new)) {
             Ok(image) => (image.id.clone(), self.fill(app, opened, &image)),
             Err(error) if error.leaves_open() => (new.id.clone(), Err(error.into())),

@@ -106,7 +106,8 @@ impl OpenStackError {
                 "check the URL, and HTTPS_PROXY, HTTP_PROXY and NO_PROXY if they are set"
             }
             Self::Untrusted { .. } => {
-                "set OS_CACERT (cacert) to a file with the certificate of who vouches for the cloud"
+                "set OS_CACERT (cacert) to a file with the certificate of who vouches for the cloud; a server's own must not be that of an \
+                 authority (CA:FALSE)"
             }
             Self::NoEndpoint { .. } => {
                 "check OS_REGION_NAME and OS_INTERFACE; `openstack catalog list` shows what there is"

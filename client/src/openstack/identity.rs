@@ -132,6 +132,14 @@ impl Cloud {
         }
     }
 
+    /// Proves who one is, unless that is done, and asks for nothing.
+    ///
+    /// # Errors
+    /// If Keystone is not convinced, or cannot be asked.
+    pub async fn log_in(&self) -> Result<(), OpenStackError> {
+        self.session().await.map(drop)
+    }
+
     /// Proves anew who one is, so that a token lives as long as it can from now on.
     pub(super) async fn renew(&self) -> Result<(), OpenStackError> {
         let session = self.session().await?;

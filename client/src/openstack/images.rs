@@ -100,8 +100,6 @@ impl Cloud {
         body["container_format"] = json!("bare");
         body["visibility"] = json!("private");
         body["min_disk"] = json!(new.min_disk);
-        // What fails here has begun nothing.
-        self.session().await?;
         let made = self.read(&Ask::post(Service::Image, "/images", body), Image::parse).await;
         made.map_err(|error| match error {
             OpenStackError::Refused { status: 409, message, .. } => OpenStackError::State {
