@@ -52,6 +52,8 @@ pub mod openstack;
 pub mod packages;
 /// The program `underlay`, run as a user runs it.
 pub mod program;
+/// A proxy before a real service, which does to chosen requests what a bad line or a hostile host would.
+pub mod proxy;
 /// Python programs from PyPI, each set in an environment of its own.
 pub mod python;
 /// Booting a disk image and reading its serial console.

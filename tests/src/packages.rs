@@ -34,6 +34,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "libvirt-daemon-system", proof: Proof::Program("libvirtd"), backport: true },
     Package { name: "libvirt-daemon-driver-qemu", proof: Proof::File(QEMU_DRIVER), backport: true },
     Package { name: "libvirt-clients", proof: Proof::Program("virsh"), backport: true },
+    Package { name: "virtinst", proof: Proof::Program("virt-install"), backport: false },
     Package { name: "ovmf", proof: Proof::File("/usr/share/OVMF/OVMF_CODE_4M.fd"), backport: false },
     Package { name: "mmdebstrap", proof: Proof::Program("mmdebstrap"), backport: false },
     Package { name: "e2fsprogs", proof: Proof::Program("debugfs"), backport: false },

@@ -27,7 +27,7 @@ pub(super) struct InstanceOptions {
     #[command(flatten)]
     cloud: CloudOptions,
     /// Do not ask Nova, though it could be: instances are not locked meanwhile, and less is known of them
-    #[arg(long)]
+    #[arg(long, conflicts_with = "os_cloud")]
     no_api: bool,
 }
 

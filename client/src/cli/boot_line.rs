@@ -49,14 +49,21 @@ fn command<'a>(
         option("--boot", "uefi".to_owned());
     }
     for (path, format) in disks {
-        let format = format.name();
-        // A comma ends a value unless there are two.
-        let path = path.display().to_string().replace(',', ",,");
-        option("--disk", format!("path={path},format={format},bus={}", property("hw_disk_bus", "virtio")));
+        let (path, format) = (value(&path.display().to_string()), format.name());
+        let bus = value(property("hw_disk_bus", "virtio"));
+        option("--disk", format!("path={path},format={format},bus={bus}"));
     }
-    option("--network", format!("network=default,model={}", property("hw_vif_model", "virtio")));
+    option("--network", format!("network=default,model={}", value(property("hw_vif_model", "virtio"))));
     words.push("--noautoconsole".to_owned());
     words.join(" ")
+}
+
+/// A value among several of one option, as virt-install takes it: a comma ends it, and quotes and backslashes mean what they do in a shell.
+fn value(text: &str) -> String {
+    match text.contains([',', '\'', '"', '\\']) {
+        true => format!("\"{}\"", text.replace('\\', r"\\").replace('"', r#"\""#)),
+        false => text.to_owned(),
+    }
 }
 
 /// A word as a shell takes it.
@@ -85,8 +92,9 @@ mod tests {
         ];
         assert_eq!(
             command("web", &instance, disks),
-            r"virt-install --import --name web --memory 512 --vcpus 2 --osinfo detect=on,require=off --boot uefi --disk 'path=/vm/it'\''s,, mine.qcow2,format=qcow2,bus=scsi' --disk path=/b.raw,format=raw,bus=scsi --network network=default,model=virtio --noautoconsole"
+            r#"virt-install --import --name web --memory 512 --vcpus 2 --osinfo detect=on,require=off --boot uefi --disk 'path="/vm/it'\''s, mine.qcow2",format=qcow2,bus=scsi' --disk path=/b.raw,format=raw,bus=scsi --network network=default,model=virtio --noautoconsole"#
         );
+        assert_eq!(value(r#"a\b"c"#), r#""a\\b\"c""#);
         let unknown = command("x y", &NovaInstance::default(), []);
         assert!(unknown.contains("--name 'x y' --memory 2048 --vcpus 1 "), "{unknown}");
     }

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::App;
 use super::report::Failure;
+use super::text::warn;
 use crate::openstack::{Cloud, Credentials, OpenStackError};
 
 /// Which cloud, and who one is in it.
@@ -21,6 +22,11 @@ impl CloudOptions {
         let Some(credentials) = Credentials::find(self.os_cloud.as_deref(), &variable)? else {
             return Ok(None);
         };
+        if credentials.trust_anybody() {
+            warn(
+                "note: whoever answers is believed to be the cloud, and is given password and token: its certificate is not verified",
+            );
+        }
         // Its connections live on the runtime's threads.
         let _runtime = app.runtime.enter();
         Ok(Some(Cloud::new(credentials, Some(app.stopping.clone()))?))

@@ -3,6 +3,7 @@
 mod backup;
 mod backup_domain;
 mod backup_instance;
+mod beside;
 mod boot_line;
 mod check;
 mod cloud;
@@ -182,7 +183,9 @@ pub fn main_observed(observer: Arc<dyn Observer>) -> ExitCode {
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    beside::check(&mut command, &matches)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     let source = |id| matches.value_source(id);
     cli.global.passphrase_first = source("passphrase_file") == Some(ValueSource::CommandLine)
@@ -322,6 +325,7 @@ mod tests {
             "underlay backup --all-instances",
             "underlay restore web@latest --to-glance web --disk vda --format raw --json",
             "underlay restore web@latest --to-instance u --disk vda --os-cloud home",
+            "underlay restore web@latest --to-instance u --connect qemu:///system",
             "underlay restore web@latest --to-glance web --boot web-2 --flavor m1 --network none",
             "underlay key paper /file",
             "underlay list --repo https://host:7443/vms --token-file /t --server-fingerprint sha256:00 --allow-http",
@@ -357,6 +361,7 @@ mod tests {
             "underlay restore web@latest --to-glance web --force",
             "underlay backup --instance u --domain web",
             "underlay backup --all-instances --vm web",
+            "underlay backup --instance u --no-api --os-cloud home",
             "underlay backup --instance u /web.qcow2",
             "underlay restore web@latest --define",
             "underlay restore web@latest --to /x --name new",

@@ -32,6 +32,12 @@ pub(super) struct Opened {
     pub key: Key,
 }
 
+/// A snapshot that is to be restored, and the repository that it lies in, opened by the restore key.
+pub(super) struct Restorable {
+    pub opened: Opened,
+    pub snapshot: Snapshot,
+}
+
 /// What a repository lists.
 #[derive(Debug)]
 pub(super) struct Snapshots {
@@ -125,6 +131,16 @@ impl App {
         Ok(Opened { authority, descriptor, key })
     }
 
+    /// Opens the repository by the restore key, and finds the snapshot that the user means.
+    pub fn restorable(&self, wanted: &str) -> Result<Restorable, Failure> {
+        let opened = self.open(Access::Read)?;
+        opened.restore_key()?;
+        let snapshots = self.snapshots(&opened)?;
+        snapshots.report_damaged();
+        let snapshot = snapshots.select(wanted)?.clone();
+        Ok(Restorable { opened, snapshot })
+    }
+
     /// Finds the key without opening the repository: for when that is not possible.
     pub fn key(&self, backend: &Backend) -> Result<(Descriptor, Key), Failure> {
         let bytes = self.wait(backend.get(DESCRIPTOR))?;
@@ -210,6 +226,13 @@ impl Opened {
             }
             _ => Ok(None),
         }
+    }
+}
+
+impl Restorable {
+    /// What only the restore key reads of it; `None` if it keeps nothing of the kind.
+    pub fn private(&self) -> Result<Option<PrivateMetadata>, Failure> {
+        self.opened.private(&self.snapshot)
     }
 }
 

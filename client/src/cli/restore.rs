@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 use underlay_store::id::SnapshotId;
-use underlay_store::repository::Access;
 use underlay_store::snapshot::{Disk, PrivateMetadata};
 
 use super::App;
@@ -86,14 +85,11 @@ impl Restore {
 
     fn restore(&self, app: &App) -> Result<(), Failure> {
         self.check()?;
-        let opened = app.open(Access::Read)?;
-        opened.restore_key()?;
-        let snapshots = app.snapshots(&opened)?;
-        snapshots.report_damaged();
-        let snapshot = snapshots.select(&self.snapshot)?;
-        let environment = opened.reading(app)?;
+        let restorable = app.restorable(&self.snapshot)?;
+        let snapshot = &restorable.snapshot;
+        let environment = restorable.opened.reading(app)?;
         // Only a domain cannot be defined without it.
-        let private = match opened.private(snapshot) {
+        let private = match restorable.private() {
             Err(failure) if self.domain.is_wanted() => return Err(failure),
             private => private.ok().flatten(),
         };

@@ -5,18 +5,17 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use underlay_store::repository::Access;
 use underlay_store::snapshot::{Disk, PrivateMetadata, Snapshot};
 
 use super::App;
 use super::cloud::CloudOptions;
-use super::open::Opened;
+use super::open::{Opened, Restorable};
 use super::report::{Failure, IN_PART};
-use super::text::{say, size};
+use super::text::{say, size, warn};
 use crate::domain::kept::{KeptDomain, find_instance};
 use crate::hypervisor::NovaInstance;
 use crate::openstack::{
-    Cloud, Image, ImageWriter, NewImage, NewServer, OpenStackError, Server, says_how_to_run,
+    Cloud, Image, ImageWriter, NewImage, NewServer, OpenStackError, Server, new_image_id, says_how_to_run,
 };
 use crate::restore::{
     DiskOutput, Environment, OutputFormat, Qcow2Plan, RestoreError, RestoreOptions, RestoreStatistics,
@@ -74,12 +73,9 @@ impl ImageOptions {
         format: OutputFormat,
     ) -> Result<(), Failure> {
         let cloud = self.cloud.needed(app)?;
-        let opened = app.open(Access::Read)?;
-        opened.restore_key()?;
-        let snapshots = app.snapshots(&opened)?;
-        snapshots.report_damaged();
-        let snapshot = snapshots.select(wanted)?;
-        let private = opened.private(snapshot)?.unwrap_or_default();
+        let restorable = app.restorable(wanted)?;
+        let private = restorable.private()?.unwrap_or_default();
+        let Restorable { opened, snapshot } = &restorable;
         let instance = find_instance(&private).map_err(|error| {
             let id = snapshot.snapshot;
             Failure::failed(format!("what snapshot {id} keeps of its instance cannot be understood"), error)
@@ -92,7 +88,7 @@ impl ImageOptions {
         };
         let flavor = self.flavor(&task.instance)?;
         let name = self.to_glance.as_deref().unwrap_or_default();
-        let (image, statistics) = task.make(app, &opened, &task.described(name, snapshot))?;
+        let (image, statistics) = task.make(app, opened, &task.described(name, snapshot))?;
         app.progress.finish();
         let server = match (&self.boot, flavor) {
             (Some(server), Some(flavor)) => Some(self.boot(app, &task, &image, server, flavor)),
@@ -166,6 +162,7 @@ impl Task<'_> {
         properties.insert("underlay_time".into(), snapshot.time.to_string());
         properties.insert("underlay_disk".into(), self.disk.name.clone());
         NewImage {
+            id: new_image_id(),
             name: name.to_owned(),
             disk_format: self.format.name(),
             min_disk: self.disk.root.size.div_ceil(1 << 30),
@@ -180,15 +177,18 @@ impl Task<'_> {
         opened: &Opened,
         new: &NewImage,
     ) -> Result<(Image, RestoreStatistics), Failure> {
-        let image = app.runtime.block_on(self.cloud.create_image(new))?;
-        let made = self.fill(app, opened, &image);
+        // What fails here has begun nothing.
+        app.runtime.block_on(self.cloud.log_in())?;
+        let (id, made) = match app.runtime.block_on(self.cloud.create_image(new)) {
+            Ok(image) => (image.id.clone(), self.fill(app, opened, &image)),
+            Err(error) if error.leaves_open() => (new.id.clone(), Err(error.into())),
+            Err(error) => return Err(error.into()),
+        };
         if made.is_err()
-            && let Err(error) = app.runtime.block_on(self.cloud.delete_image(&image.id))
+            && let Err(error) = app.runtime.block_on(self.cloud.delete_image(&id))
         {
-            super::text::warn(format_args!(
-                "underlay: image {} is left behind, incomplete: {error}",
-                image.id
-            ));
+            warn(format_args!("underlay: image {id} may be left behind, incomplete: {error}"));
+            warn(format_args!("hint: `openstack image delete {id}`"));
         }
         made
     }

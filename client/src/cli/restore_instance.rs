@@ -1,25 +1,30 @@
 //! `underlay restore --to-instance`: a disk in the place of a stopped instance's.
 
+use std::borrow::Cow;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use underlay_store::repository::Access;
 use underlay_store::snapshot::Timestamp;
 
 use super::App;
 use super::backup_domain::{Connection, Host};
 use super::backup_instance::{Instance, Instances, volumes};
 use super::cloud::CloudOptions;
+use super::open::Restorable;
 use super::report::Failure;
 use super::restore_image::chosen;
 use super::text::{say, size, warn};
 use crate::domain::Journal;
 use crate::hypervisor::{Domain, Hypervisor, Source};
 use crate::image::is_open_in_qemu;
-use crate::restore::{OutputFormat, RestoreOptions, create_output, restore};
+use crate::restore::{OutputFormat, RestoreOptions, create_output, remove_abandoned, restore};
+
+/// What follows the disk's name in the name of the new one, and in that of the old one. Then comes the time.
+const NEW: &str = ".restored-";
+const KEPT: &str = ".before-";
 
 /// Whether to put a disk into an instance.
 #[derive(Clone, Debug, Args)]
@@ -89,14 +94,15 @@ fn replace(app: &App, host: &Host, name: &str, wanted: &str, disk: Option<&str>)
         let failure = Failure::refused(format!("a backup of domain {name} was interrupted"));
         return Err(failure.hint("bring it in order first: `underlay recover`"));
     }
-    let opened = app.open(Access::Read)?;
-    opened.restore_key()?;
-    let snapshots = app.snapshots(&opened)?;
-    snapshots.report_damaged();
-    let snapshot = snapshots.select(wanted)?;
-    let private = opened.private(snapshot)?.unwrap_or_default();
+    let restorable = app.restorable(wanted)?;
+    let private = restorable.private()?.unwrap_or_default();
+    let Restorable { opened, snapshot } = &restorable;
     let disk = chosen(snapshot, &private, disk)?;
     let place = place(&domain, &disk.name)?;
+    place.remove_leftovers().map_err(|error| {
+        let folder = place.folder().display();
+        Failure::failed(format!("cannot remove from {folder} what an interrupted restore left"), error)
+    })?;
     let had = host.virsh().capacity(name, &disk.name)?;
     if had != disk.root.size {
         let (had, gets) = (size(had), size(disk.root.size));
@@ -158,13 +164,51 @@ fn place(domain: &Domain, target: &str) -> Result<Place, Failure> {
             )));
         }
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let now = Timestamp::now().as_milliseconds();
-    let beside = |what: &str| path.with_file_name(format!("{name}.{what}-{now}"));
-    Ok(Place { path: path.clone(), format, new: beside("restored"), kept: beside("before") })
+    let beside = |mark: &str| path.with_file_name(format!("{}{mark}{now}", name_of(path)));
+    Ok(Place { path: path.clone(), format, new: beside(NEW), kept: beside(KEPT) })
+}
+
+fn name_of(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
 }
 
 impl Place {
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Whether a file of this name is one that a run of ours puts beside the disk, with that mark in its name.
+    fn is_ours(&self, name: &str, mark: &str) -> bool {
+        let rest = name.strip_prefix(&*name_of(&self.path)).and_then(|rest| rest.strip_prefix(mark));
+        rest.is_some_and(|time| !time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+
+    /// Removes what a run left that was killed: a new disk, whole or not, and a second name of the disk that is still in its place. The
+    /// domain's lock is held, so nobody is at work there.
+    fn remove_leftovers(&self) -> std::io::Result<()> {
+        let mut removed = remove_abandoned(self.folder(), |target| self.is_ours(target, NEW))?;
+        let disk = std::fs::metadata(&self.path)?;
+        for entry in self.folder().read_dir()? {
+            let entry = entry?;
+            let (name, file, path) = (entry.file_name(), entry.metadata()?, entry.path());
+            let name = name.to_string_lossy();
+            let is_second_name = (file.dev(), file.ino()) == (disk.dev(), disk.ino());
+            if !file.is_file() {
+                continue;
+            }
+            let is_new = self.is_ours(&name, NEW) && !is_second_name && !is_open_in_qemu(&path)?;
+            if is_new || self.is_ours(&name, KEPT) && is_second_name {
+                std::fs::remove_file(&path)?;
+                removed.push(path);
+            }
+        }
+        for path in removed {
+            warn(format_args!("note: removed {}, which an interrupted restore left", path.display()));
+        }
+        Ok(())
+    }
+
     /// Gives the old disk another name, and the new one its name, at once.
     fn replace(&self) -> Result<(), Failure> {
         let failed =
@@ -185,9 +229,8 @@ impl Place {
             std::fs::rename(&self.kept, &self.path).map_err(failed)?;
             return Err(in_use());
         }
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
-            warn(format_args!("note: {} could not be flushed: {error}", folder.display()));
+        if let Err(error) = File::open(self.folder()).and_then(|folder| folder.sync_all()) {
+            warn(format_args!("note: {} could not be flushed: {error}", self.folder().display()));
         }
         Ok(())
     }

@@ -1,17 +1,18 @@
 //! Who one is in a cloud, and where it is: the `OS_*` variables or a `clouds.yaml`, as the `openstack` command reads them.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+mod files;
+mod settings;
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::OpenStackError;
-
-/// Where `clouds.yaml` lies, after the working directory and the user's own folder.
-const SYSTEM_FOLDER: &str = "/etc/openstack";
+use super::catalog::{Service, checked_url};
+use settings::Settings;
+pub(super) use settings::Trust;
 
 /// Who one is, and where the cloud is.
 #[derive(Clone)]
@@ -24,32 +25,18 @@ pub struct Credentials {
     pub(super) region: Option<String>,
     /// `public`, `internal` or `admin`.
     pub(super) interface: String,
-    /// Certificates that vouch for the cloud, besides the system's.
-    pub(super) certificates: Option<PathBuf>,
+    /// Who is believed to be the cloud.
+    pub(super) trust: Trust,
+    /// Where Glance is, whatever the catalog says.
+    image_url: Option<String>,
+    /// Where Nova is.
+    compute_url: Option<String>,
 }
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("auth_url", &self.auth_url).finish_non_exhaustive()
     }
-}
-
-/// A `clouds.yaml`, or the `secure.yaml` beside it.
-#[derive(Default, Deserialize)]
-struct CloudsFile {
-    #[serde(default)]
-    clouds: BTreeMap<String, Settings>,
-}
-
-/// One cloud of such a file. Every value of `auth` is a text.
-#[derive(Clone, Default, Deserialize)]
-struct Settings {
-    auth_type: Option<String>,
-    #[serde(default)]
-    auth: BTreeMap<String, String>,
-    region_name: Option<String>,
-    interface: Option<String>,
-    cacert: Option<PathBuf>,
 }
 
 impl Credentials {
@@ -62,47 +49,82 @@ impl Credentials {
         cloud: Option<&str>,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, OpenStackError> {
+        let given = Settings::from_variables(variable);
         let named = cloud.map(str::to_owned).or_else(|| variable("OS_CLOUD"));
         if let Some(name) = named {
-            return from_files(&name, &folders(variable)).and_then(Self::new).map(Some);
+            return Self::new(files::find(&name, variable)?.with(given)).map(Some);
         }
-        let settings = from_variables(variable);
-        if settings.auth.is_empty() { Ok(None) } else { Self::new(settings).map(Some) }
+        if given.auth.is_empty() { Ok(None) } else { Self::new(given).map(Some) }
+    }
+
+    /// Those of the cloud `name` in the text of a `clouds.yaml`, and in that of a `secure.yaml`, which counts more.
+    ///
+    /// # Errors
+    /// [`OpenStackError::Credentials`] or [`OpenStackError::File`], which names the file by `path`.
+    pub fn parse(
+        name: &str,
+        path: &Path,
+        clouds: &str,
+        secure: Option<(&Path, &str)>,
+    ) -> Result<Self, OpenStackError> {
+        Self::new(files::cloud(name, path, clouds, secure)?)
     }
 
     fn new(settings: Settings) -> Result<Self, OpenStackError> {
         let auth = &settings.auth;
-        let auth_url = auth.get("auth_url").ok_or_else(|| missing("the URL of Keystone (auth_url)"))?;
-        let auth_url = auth_url.trim_end_matches('/').trim_end_matches("/v3").trim_end_matches('/');
+        let Some(auth_url) = auth.get("auth_url") else {
+            let known = settings.profile.map(|name| format!("; the profile {name:?} is not looked up"));
+            return Err(missing("the URL of Keystone (auth_url)", &known.unwrap_or_default()));
+        };
+        let problem = |problem| OpenStackError::Credentials { problem };
+        let auth_url = checked_url(auth_url).map_err(|told| problem(format!("auth_url: {told}")))?;
+        let versioned = ["/v3", "/v2.0"].iter().find_map(|version| auth_url.strip_suffix(version));
+        let auth_url = versioned.unwrap_or(&auth_url).trim_end_matches('/');
         let by_credential = match settings.auth_type.as_deref() {
             Some("v3applicationcredential") => true,
             Some("password" | "v3password") => false,
             None => auth.contains_key("application_credential_secret"),
             Some(other) => {
-                let problem = format!(
+                return Err(problem(format!(
                     "the way to prove who one is {other:?} is not known, only password and v3applicationcredential"
-                );
-                return Err(OpenStackError::Credentials { problem });
+                )));
             }
         };
         let request = if by_credential { application_credential(auth)? } else { password(auth)? };
+        let interface = settings.interface.as_deref().unwrap_or("public");
         Ok(Self {
             auth_url: auth_url.to_owned(),
             request: Zeroizing::new(request.to_string()),
-            region: settings.region_name,
+            region: settings.region_name.clone(),
             // openstacksdk takes `internalURL` as well.
-            interface: settings.interface.as_deref().unwrap_or("public").trim_end_matches("URL").to_owned(),
-            certificates: settings.cacert,
+            interface: interface.strip_suffix("URL").unwrap_or(interface).to_owned(),
+            trust: settings.trust().map_err(problem)?,
+            image_url: settings.image_endpoint_override,
+            compute_url: settings.compute_endpoint_override,
         })
+    }
+
+    /// Whether anybody is believed to be the cloud, because the user wants that.
+    pub fn trust_anybody(&self) -> bool {
+        self.trust == Trust::Anybody
+    }
+
+    /// The URL of a service that counts more than the catalog.
+    pub(super) fn endpoint(&self, service: Service) -> Option<&str> {
+        match service {
+            Service::Image => self.image_url.as_deref(),
+            Service::Compute => self.compute_url.as_deref(),
+        }
     }
 }
 
-fn missing(what: &str) -> OpenStackError {
-    OpenStackError::Credentials { problem: format!("{what} is not given") }
+/// What is not given, and what more there is to say of that.
+fn missing(what: &str, more: &str) -> OpenStackError {
+    OpenStackError::Credentials { problem: format!("{what} is not given{more}") }
 }
 
 fn needed<'a>(auth: &'a BTreeMap<String, String>, name: &str) -> Result<&'a str, OpenStackError> {
-    auth.get(name).map(String::as_str).ok_or_else(|| missing(name))
+    auth.get(name).map(String::as_str).ok_or_else(|| missing(name, ""))
 }
 
 /// A thing by its id, or by its name and its domain. `prefix` is `user` or `project`.
@@ -123,16 +145,17 @@ fn reference(
     let domain = match (domain("id"), domain("name")) {
         (Some(id), _) => json!({ "id": id }),
         (None, Some(name)) => json!({ "name": name }),
-        (None, None) => return Err(missing(&format!("{prefix}_domain_name"))),
+        (None, None) => return Err(missing(&format!("{prefix}_domain_name"), "")),
     };
     Ok(Some(json!({ "name": name, "domain": domain })))
 }
 
 fn password(auth: &BTreeMap<String, String>) -> Result<Value, OpenStackError> {
-    let mut user = reference(auth, "user", "username")?.ok_or_else(|| missing("username"))?;
+    let mut user = reference(auth, "user", "username")?.ok_or_else(|| missing("username", ""))?;
     user["password"] = json!(needed(auth, "password")?);
     let project = reference(auth, "project", "project_name")?;
-    let project = project.ok_or_else(|| missing("the project (project_name)"))?;
+    let project = project
+        .ok_or_else(|| missing("the project (project_name)", ", and instances and images belong to one"))?;
     Ok(json!({ "auth": {
         "identity": { "methods": ["password"], "password": { "user": user } },
         "scope": { "project": project },
@@ -145,8 +168,8 @@ fn application_credential(auth: &BTreeMap<String, String>) -> Result<Value, Open
         Some(id) => json!({ "id": id, "secret": secret }),
         None => {
             let name = needed(auth, "application_credential_name")?;
-            let user =
-                reference(auth, "user", "username")?.ok_or_else(|| missing("application_credential_id"))?;
+            let user = reference(auth, "user", "username")?
+                .ok_or_else(|| missing("application_credential_id", ""))?;
             json!({ "name": name, "secret": secret, "user": user })
         }
     };
@@ -154,83 +177,10 @@ fn application_credential(auth: &BTreeMap<String, String>) -> Result<Value, Open
     Ok(json!({ "auth": { "identity": { "methods": methods, "application_credential": credential } } }))
 }
 
-/// What variables say, by the names that `clouds.yaml` has for it.
-fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Settings {
-    const AUTH: [&str; 17] = [
-        "auth_url",
-        "username",
-        "user_id",
-        "password",
-        "user_domain_name",
-        "user_domain_id",
-        "project_name",
-        "project_id",
-        "project_domain_name",
-        "project_domain_id",
-        "default_domain_name",
-        "default_domain_id",
-        "domain_name",
-        "domain_id",
-        "application_credential_id",
-        "application_credential_name",
-        "application_credential_secret",
-    ];
-    let of = |name: &str| variable(&format!("OS_{}", name.to_ascii_uppercase()));
-    Settings {
-        auth_type: of("auth_type"),
-        auth: AUTH.iter().filter_map(|name| Some(((*name).to_owned(), of(name)?))).collect(),
-        region_name: of("region_name"),
-        interface: of("interface").or_else(|| of("endpoint_type")),
-        cacert: of("cacert").map(PathBuf::from),
-    }
-}
-
-/// Folders that may hold a `clouds.yaml`, the first one first. A file of another name counts as well.
-fn folders(variable: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
-    let configured = variable("OS_CLIENT_CONFIG_FILE").map(PathBuf::from);
-    let own = variable("XDG_CONFIG_HOME").map(PathBuf::from);
-    let own = own.or_else(|| variable("HOME").map(|home| Path::new(&home).join(".config")));
-    let folders =
-        [Some(PathBuf::from(".")), own.map(|own| own.join("openstack")), Some(SYSTEM_FOLDER.into())];
-    let files = folders.into_iter().flatten().map(|folder| folder.join("clouds.yaml"));
-    configured.into_iter().chain(files).collect()
-}
-
-/// The cloud `name` of the first file that there is; what the `secure.yaml` beside it says counts more.
-fn from_files(name: &str, files: &[PathBuf]) -> Result<Settings, OpenStackError> {
-    let Some(path) = files.iter().find(|path| path.is_file()) else {
-        let looked: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
-        let problem =
-            format!("the cloud {name} is to be used, and there is no clouds.yaml ({})", looked.join(", "));
-        return Err(OpenStackError::Credentials { problem });
-    };
-    let mut settings = read(path)?.clouds.remove(name).ok_or_else(|| OpenStackError::Credentials {
-        problem: format!("{} has no cloud {name}", path.display()),
-    })?;
-    let secure = path.with_file_name("secure.yaml");
-    if secure.is_file()
-        && let Some(secret) = read(&secure)?.clouds.remove(name)
-    {
-        settings.auth.extend(secret.auth);
-    }
-    Ok(settings)
-}
-
-fn read(path: &Path) -> Result<CloudsFile, OpenStackError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenStackError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let text = Zeroizing::new(fs::read_to_string(path).map_err(|error| failed(error.into()))?);
-    // Its own message would show the lines around, and a password may be there.
-    serde_saphyr::from_str(&text).map_err(|error| {
-        let place = error.location().map(|place| format!(" in line {}", place.line())).unwrap_or_default();
-        failed(format!("it is no clouds.yaml{place}").into())
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const CLOUDS: &str = "clouds:\n  home:\n    auth:\n      auth_url: http://k:5000/v3/\n      username: admin\n      password: 12345\n      \
@@ -319,5 +269,70 @@ mod tests {
         let error = with(&[variable], Some("home")).unwrap_err();
         let text = format!("{error} {}", std::error::Error::source(&error).unwrap());
         assert!(text.contains("clouds.yaml in line") && !text.contains("secret"), "{text}");
+    }
+
+    fn parsed(clouds: &str, secure: Option<&str>) -> Result<Credentials, OpenStackError> {
+        let secure = secure.map(|text| (Path::new("secure.yaml"), text));
+        Credentials::parse("c", Path::new("clouds.yaml"), clouds, secure)
+    }
+
+    const SOMEBODY: &str = "username: u, password: p, user_domain_id: d, project_id: i";
+
+    #[test]
+    fn a_cloud_is_read_as_openstacksdk_reads_it() {
+        let url = "auth_url: 'https://k/identity/v2.0/'";
+        let text = format!(
+            "clouds: {{c: {{auth: {{{url}, {SOMEBODY}}}, regions: [{{name: one, values: {{x: y}}}}, two], verify: no, cacert: /x, \
+             endpoint_type: adminURL, image_endpoint_override: 'http://g'}}, d: null}}"
+        );
+        let found = parsed(&text, None).unwrap();
+        assert_eq!((found.auth_url.as_str(), found.region.as_deref()), ("https://k/identity", Some("one")));
+        assert_eq!((found.interface.as_str(), found.endpoint(Service::Image)), ("admin", Some("http://g")));
+        assert!(found.trust_anybody());
+        // All of the file of secrets counts, and what is called by its former name.
+        let secret =
+            "clouds: {c: {region_name: two, verify: true, auth: {tenant-name: t, project_domain_id: d}}}";
+        let found = parsed(&text.replace("project_id: i", "user_domain_name: n"), Some(secret)).unwrap();
+        assert_eq!((found.region.as_deref(), found.trust), (Some("two"), Trust::Vouched(Some("/x".into()))));
+        let request: Value = serde_json::from_str(&found.request).unwrap();
+        assert_eq!(request["auth"]["scope"]["project"], json!({ "name": "t", "domain": { "id": "d" } }));
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_told() {
+        let told =
+            |cloud: &str| parsed(&format!("clouds: {{c: {{{cloud}}}}}"), None).unwrap_err().to_string();
+        assert!(told("profile: ovh, auth: {username: u}").contains("the profile \"ovh\" is not looked up"));
+        assert!(told(&format!("auth: {{auth_url: 'k:5000', {SOMEBODY}}}")).contains("neither with http://"));
+        let secret = told(&format!("auth: {{auth_url: 'http://me:secret@k', {SOMEBODY}}}"));
+        assert!(secret.contains("a password in it") && !secret.contains("secret"), "{secret}");
+        let system =
+            "auth: {auth_url: 'http://k', username: u, password: p, user_domain_id: d, system_scope: all}";
+        assert!(told(system).contains("images belong to one"));
+        assert!(
+            told(&format!("verify: perhaps, auth: {{auth_url: 'http://k', {SOMEBODY}}}"))
+                .contains("verify is")
+        );
+    }
+
+    #[test]
+    fn variables_beside_a_named_cloud_choose_its_region_and_give_its_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("clouds.yaml");
+        fs::write(&file, CLOUDS.replace("      password: 12345\n", "")).unwrap();
+        let file = ("OS_CLIENT_CONFIG_FILE", file.to_str().unwrap());
+        let given = [
+            ("OS_CLOUD", "home"),
+            ("OS_PASSWORD", "from a variable"),
+            ("OS_USERNAME", "somebody else"),
+            ("OS_REGION_NAME", "there"),
+            ("OS_CACERT", "~/ca.pem"),
+            ("HOME", "/home/me"),
+        ];
+        let found = with(&[&[file][..], &given].concat(), None).unwrap().unwrap();
+        assert_eq!(found.region.as_deref(), Some("there"));
+        assert_eq!(found.trust, Trust::Vouched(Some("/home/me/ca.pem".into())));
+        assert!(found.request.contains("from a variable") && !found.request.contains("somebody else"));
+        assert!(with(&[file, ("OS_CLOUD", "home")], None).is_err(), "there is no password");
     }
 }

@@ -30,6 +30,15 @@ pub enum OpenStackError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Whoever answers there does not prove to be who it should be.
+    #[error("{url} is not to be trusted")]
+    Untrusted {
+        /// Where.
+        url: String,
+        /// What is wrong with its certificate.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A service does not do what it was asked.
     #[error("{request}: the cloud answers {status}: {message}")]
     Refused {
@@ -49,12 +58,16 @@ pub enum OpenStackError {
         problem: String,
     },
     /// The cloud does not have this service where it was looked for.
-    #[error("the cloud's catalog has no endpoint of the service {service} ({sought})")]
+    #[error(
+        "the cloud's catalog has no endpoint of the service {service} ({sought}); of that it has {offered}"
+    )]
     NoEndpoint {
         /// Its type, such as `image`.
         service: &'static str,
         /// Interface and region.
         sought: String,
+        /// Interfaces and regions that there are.
+        offered: String,
     },
     /// Something is not in the state that the work needs.
     #[error("{what}: {problem}")]
@@ -83,8 +96,18 @@ impl OpenStackError {
                 "check user, password or application credential, and the domains"
             }
             Self::Refused { status: 403, .. } => "the cloud's policy does not allow this user to do that",
+            Self::Refused { status: 406, .. } => {
+                "backups need Nova's interface 2.73 (Stein) or later; --no-api does without"
+            }
+            Self::Refused { status: 300..=399, .. } => {
+                "no password and no token is sent elsewhere: name the place itself, by OS_AUTH_URL (auth_url) or in the cloud's catalog"
+            }
             Self::Unreachable { .. } => {
-                "check the URL, and OS_CACERT if the cloud's certificate is of its own making"
+                "check the URL, and HTTPS_PROXY, HTTP_PROXY and NO_PROXY if they are set"
+            }
+            Self::Untrusted { .. } => {
+                "set OS_CACERT (cacert) to a file with the certificate of who vouches for the cloud; a server's own must not be that of an \
+                 authority (CA:FALSE)"
             }
             Self::NoEndpoint { .. } => {
                 "check OS_REGION_NAME and OS_INTERFACE; `openstack catalog list` shows what there is"
@@ -92,6 +115,11 @@ impl OpenStackError {
             Self::State { hint, .. } => hint,
             _ => return None,
         })
+    }
+
+    /// Whether what was asked may have been done all the same: nobody said that it was not.
+    pub fn leaves_open(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Nonsense { .. } | Self::Refused { status: 500.., .. })
     }
 
     /// Whether a service says that there is no such thing.

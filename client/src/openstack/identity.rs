@@ -1,17 +1,18 @@
 //! Keystone: proving who one is, and finding the other services. And requests to all of them.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, header};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::answer::{read, refusal, unreachable};
+use super::answer::{body, refusal, unreachable};
+use super::catalog::{Catalog, Service};
+use super::credentials::Trust;
 use super::{Credentials, OpenStackError};
 
 /// One short request.
@@ -23,30 +24,6 @@ const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Nova's and Glance's header for what Keystone gave.
 const TOKEN: &str = "X-Auth-Token";
-
-/// A service, by the type that the catalog has for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Service {
-    Image,
-    Compute,
-}
-
-impl Service {
-    fn kind(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::Compute => "compute",
-        }
-    }
-
-    /// What every path begins with.
-    fn version(self) -> &'static str {
-        match self {
-            Self::Image => "/v2",
-            Self::Compute => "/v2.1",
-        }
-    }
-}
 
 /// What is asked of a service.
 #[derive(Debug)]
@@ -82,37 +59,13 @@ pub struct Cloud {
 /// What Keystone gave.
 pub(super) struct Session {
     token: Zeroizing<String>,
-    catalog: Vec<CatalogEntry>,
+    catalog: Catalog,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").finish_non_exhaustive()
     }
-}
-
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: TokenBody,
-}
-
-#[derive(Deserialize)]
-struct TokenBody {
-    #[serde(default)]
-    catalog: Vec<CatalogEntry>,
-}
-
-#[derive(Deserialize)]
-struct CatalogEntry {
-    r#type: String,
-    endpoints: Vec<Endpoint>,
-}
-
-#[derive(Deserialize)]
-struct Endpoint {
-    interface: String,
-    region: Option<String>,
-    url: String,
 }
 
 impl Cloud {
@@ -131,15 +84,14 @@ impl Cloud {
             .tcp_keepalive(Duration::from_secs(20))
             .tcp_user_timeout(SILENCE)
             .redirect(reqwest::redirect::Policy::none());
-        if let Some(path) = &credentials.certificates {
-            let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenStackError::File {
-                path: path.clone(),
-                source,
-            };
-            let text = fs::read(path).map_err(|error| failed(error.into()))?;
-            for certificate in Certificate::from_pem_bundle(&text).map_err(|error| failed(error.into()))? {
-                builder = builder.add_root_certificate(certificate);
+        match &credentials.trust {
+            Trust::Vouched(None) => {}
+            Trust::Vouched(Some(path)) => {
+                for certificate in certificates(path)? {
+                    builder = builder.add_root_certificate(certificate);
+                }
             }
+            Trust::Anybody => builder = builder.tls_danger_accept_invalid_certs(true),
         }
         let unusable = |error: reqwest::Error| OpenStackError::Unreachable {
             url: credentials.auth_url.clone(),
@@ -166,8 +118,8 @@ impl Cloud {
             request: name.clone(),
             problem: "it holds no token: this is no Keystone".into(),
         })?;
-        let answer: TokenAnswer = read(&name, answer).await?;
-        let session = Arc::new(Session { token, catalog: answer.token.catalog });
+        let catalog = Catalog::parse(&name, &body(&name, answer).await?)?;
+        let session = Arc::new(Session { token, catalog });
         *known = Some(Arc::clone(&session));
         Ok(session)
     }
@@ -180,26 +132,29 @@ impl Cloud {
         }
     }
 
+    /// Proves who one is, unless that is done, and asks for nothing.
+    ///
+    /// # Errors
+    /// If Keystone is not convinced, or cannot be asked.
+    pub async fn log_in(&self) -> Result<(), OpenStackError> {
+        self.session().await.map(drop)
+    }
+
+    /// Proves anew who one is, so that a token lives as long as it can from now on.
+    pub(super) async fn renew(&self) -> Result<(), OpenStackError> {
+        let session = self.session().await?;
+        self.forget(&session).await;
+        self.session().await.map(drop)
+    }
+
     /// The URL of something that a service has.
     fn url(&self, session: &Session, service: Service, path: &str) -> Result<String, OpenStackError> {
         let Credentials { interface, region, .. } = &*self.credentials;
-        let endpoints = session.catalog.iter().filter(|entry| entry.r#type == service.kind());
-        let fits = |endpoint: &&Endpoint| {
-            endpoint.interface == *interface
-                && region.as_ref().is_none_or(|region| endpoint.region.as_ref() == Some(region))
+        let base = match self.credentials.endpoint(service) {
+            Some(url) => session.catalog.at(service, url)?,
+            None => session.catalog.base(service, interface, region.as_deref())?,
         };
-        let endpoint = endpoints.flat_map(|entry| &entry.endpoints).find(fits);
-        let endpoint = endpoint.ok_or_else(|| OpenStackError::NoEndpoint {
-            service: service.kind(),
-            sought: match region {
-                Some(region) => format!("interface {interface}, region {region}"),
-                None => format!("interface {interface}"),
-            },
-        })?;
-        let (base, version) = (endpoint.url.trim_end_matches('/'), service.version());
-        // Some name the version in the catalog, some the project below it.
-        let versioned = base.ends_with(version) || base.contains(&format!("{version}/"));
-        Ok(if versioned { format!("{base}{path}") } else { format!("{base}{version}{path}") })
+        Ok(format!("{base}{path}"))
     }
 
     /// A request that carries the token.
@@ -242,10 +197,14 @@ impl Cloud {
         }
     }
 
-    /// Asks, and reads the answer as JSON.
-    pub(super) async fn read<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, OpenStackError> {
+    /// Asks, and reads the answer with `parse`, which is told the request's name.
+    pub(super) async fn read<T>(
+        &self,
+        ask: &Ask,
+        parse: impl FnOnce(&str, &[u8]) -> Result<T, OpenStackError>,
+    ) -> Result<T, OpenStackError> {
         let (name, answer) = self.ask(ask).await?;
-        read(&name, answer).await
+        parse(&name, &body(&name, answer).await?)
     }
 
     /// Sends a request until there is an answer, or no hope for one.
@@ -258,7 +217,10 @@ impl Cloud {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let Some(request) = request() else { break };
-            let error = match request.send().await {
+            let sent = async { Ok(request.send().await) };
+            // Whoever waits for something that changes nothing need not wait on.
+            let sent = if repeat { self.unless_stopped(sent).await? } else { sent.await? };
+            let error = match sent {
                 Ok(answer) if answer.status().is_success() => return Ok(answer),
                 Ok(answer) => refusal(name, answer).await,
                 Err(error) => unreachable(name, error),
@@ -280,10 +242,19 @@ impl Cloud {
 
     /// Waits.
     pub(super) async fn rest(&self, pause: Duration) -> Result<(), OpenStackError> {
-        let Some(mut stopping) = self.stopping.clone() else {
+        self.unless_stopped(async {
             sleep(pause).await;
-            return Ok(());
-        };
+            Ok(())
+        })
+        .await
+    }
+
+    /// Does what may be given up in the middle.
+    async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, OpenStackError>>,
+    ) -> Result<T, OpenStackError> {
+        let Some(mut stopping) = self.stopping.clone() else { return work.await };
         let stopped = async {
             // Without anybody who could stop it, nothing stops it.
             if stopping.wait_for(|stop| *stop).await.is_err() {
@@ -291,7 +262,7 @@ impl Cloud {
             }
         };
         tokio::select! {
-            () = sleep(pause) => Ok(()),
+            done = work => done,
             () = stopped => Err(OpenStackError::Interrupted),
         }
     }
@@ -302,39 +273,15 @@ impl Cloud {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn endpoints_are_found_with_and_without_a_version() {
-        let credentials = Credentials {
-            auth_url: "http://k".into(),
-            request: Zeroizing::new(String::new()),
-            region: Some("here".into()),
-            interface: "internal".into(),
-            certificates: None,
-        };
-        let cloud = Cloud::new(credentials, None).unwrap();
-        let session = |url: &str| {
-            let endpoint = |interface: &str, region: &str, url: &str| Endpoint {
-                interface: interface.into(),
-                region: Some(region.into()),
-                url: url.into(),
-            };
-            let endpoints = vec![
-                endpoint("public", "here", "no"),
-                endpoint("internal", "there", "no"),
-                endpoint("internal", "here", url),
-            ];
-            let catalog = vec![CatalogEntry { r#type: "compute".into(), endpoints }];
-            Session { token: Zeroizing::new(String::new()), catalog }
-        };
-        let url = |base: &str| cloud.url(&session(base), Service::Compute, "/servers").unwrap();
-        assert_eq!(url("http://n:8774/"), "http://n:8774/v2.1/servers");
-        assert_eq!(url("http://n:8774/v2.1"), "http://n:8774/v2.1/servers");
-        assert_eq!(url("http://n/compute/v2.1/project"), "http://n/compute/v2.1/project/servers");
-        let missing = cloud.url(&session("x"), Service::Image, "/images").unwrap_err();
-        assert!(missing.to_string().contains("image (interface internal, region here)"), "{missing}");
+/// The certificates in a file.
+fn certificates(path: &Path) -> Result<Vec<Certificate>, OpenStackError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenStackError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let text = fs::read(path).map_err(|error| failed(error.into()))?;
+    match Certificate::from_pem_bundle(&text) {
+        Ok(found) if found.is_empty() => Err(failed("it holds no certificate".into())),
+        found => found.map_err(|error| failed(error.into())),
     }
 }

@@ -4,6 +4,7 @@
 //! changes something is asked once, unless asking twice does no harm.
 
 mod answer;
+mod catalog;
 mod credentials;
 mod error;
 mod identity;
@@ -11,9 +12,11 @@ mod images;
 mod servers;
 mod upload;
 
+pub use answer::complaint;
+pub use catalog::{Catalog, Service};
 pub use credentials::Credentials;
 pub use error::OpenStackError;
 pub use identity::Cloud;
-pub use images::{Image, NewImage, says_how_to_run};
-pub use servers::{LOCKED_BY, NewServer, Server};
+pub use images::{Image, NewImage, new_image_id, says_how_to_run};
+pub use servers::{Created, Flavors, LOCKED_BY, NewServer, Ports, Server};
 pub use upload::{ImageUpload, ImageWriter};

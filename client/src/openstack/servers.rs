@@ -1,12 +1,14 @@
 //! Nova: instances, which its interface calls servers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::identity::{Ask, Service};
+use super::answer::{parse, plain, with_id};
+use super::catalog::Service;
+use super::identity::Ask;
 use super::{Cloud, OpenStackError};
 use crate::hypervisor::NovaInstance;
 
@@ -14,6 +16,8 @@ use crate::hypervisor::NovaInstance;
 pub(super) const VERSION: &str = "2.73";
 /// How the reason of a lock of ours begins.
 pub const LOCKED_BY: &str = "underlay backup";
+/// Characters of Nova's words that are shown.
+const WORDS: usize = 400;
 /// Between two looks at an instance that is to come to something.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -75,31 +79,93 @@ struct ServerAnswer {
     server: Server,
 }
 
-#[derive(Deserialize)]
-struct CreatedAnswer {
+/// What Nova says of an instance that it begins to make.
+#[derive(Debug, Deserialize)]
+pub struct Created {
     server: Attached,
 }
 
-#[derive(Deserialize)]
-struct PortsAnswer {
+/// The ports of an instance.
+#[derive(Debug, Deserialize)]
+pub struct Ports {
     #[serde(rename = "interfaceAttachments")]
     ports: Vec<Port>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Port {
     port_id: String,
 }
 
-#[derive(Deserialize)]
-struct FlavorsAnswer {
+/// The flavors that one may use.
+#[derive(Debug, Deserialize)]
+pub struct Flavors {
     flavors: Vec<NamedFlavor>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct NamedFlavor {
     id: String,
     name: String,
+}
+
+impl Server {
+    /// Reads what Nova answers to `request`, one for an instance.
+    ///
+    /// # Errors
+    /// [`OpenStackError::Nonsense`].
+    pub fn parse(request: &str, text: &[u8]) -> Result<Self, OpenStackError> {
+        let ServerAnswer { mut server } = parse(request, text)?;
+        server.task_state = server.task_state.map(|task| plain(&task, WORDS));
+        server.fault = server.fault.map(|fault| Fault { message: plain(&fault.message, WORDS) });
+        let image = server.image_id().unwrap_or("none").to_owned();
+        let id = server.id.clone();
+        with_id(request, &id, ()).and_then(|()| with_id(request, &image, server))
+    }
+
+    /// The image that it was made from; none if it boots from a volume.
+    pub fn image_id(&self) -> Option<&str> {
+        self.image.as_ref().and_then(|image| image.get("id")?.as_str())
+    }
+}
+
+impl Created {
+    /// Reads what Nova answers to `request`, one for a new instance: its id.
+    ///
+    /// # Errors
+    /// [`OpenStackError::Nonsense`].
+    pub fn parse(request: &str, text: &[u8]) -> Result<String, OpenStackError> {
+        let Self { server } = parse(request, text)?;
+        with_id(request, &server.id.clone(), server.id)
+    }
+}
+
+impl Ports {
+    /// Reads what Nova answers to `request`, one for the ports of an instance: their ids.
+    ///
+    /// # Errors
+    /// [`OpenStackError::Nonsense`].
+    pub fn parse(request: &str, text: &[u8]) -> Result<Vec<String>, OpenStackError> {
+        let Self { ports } = parse(request, text)?;
+        Ok(ports.into_iter().map(|port| port.port_id).collect())
+    }
+}
+
+impl Flavors {
+    /// Reads what Nova answers to `request`, one for the flavors.
+    ///
+    /// # Errors
+    /// [`OpenStackError::Nonsense`].
+    pub fn parse(request: &str, text: &[u8]) -> Result<Self, OpenStackError> {
+        parse(request, text)
+    }
+
+    /// The id of the flavor that has this name, or this id.
+    pub fn find(&self, wanted: &str) -> Option<&str> {
+        let by = |key: fn(&NamedFlavor) -> &str| self.flavors.iter().find(|flavor| key(flavor) == wanted);
+        let found = by(|flavor| &flavor.name).or_else(|| by(|flavor| &flavor.id));
+        found.map(|flavor| flavor.id.as_str())
+    }
 }
 
 /// An instance to be made.
@@ -123,8 +189,7 @@ impl Cloud {
     /// # Errors
     /// [`OpenStackError::Refused`] with status 404 if there is none that one may see.
     pub async fn server(&self, id: &str) -> Result<Server, OpenStackError> {
-        let answer: ServerAnswer = self.read(&Ask::get(Service::Compute, format!("/servers/{id}"))).await?;
-        Ok(answer.server)
+        self.read(&Ask::get(Service::Compute, format!("/servers/{id}")), Server::parse).await
     }
 
     /// What a snapshot keeps of an instance.
@@ -132,9 +197,9 @@ impl Cloud {
     /// # Errors
     /// If the cloud does not say. An image that is gone is no error.
     pub async fn describe(&self, server: &Server) -> Result<NovaInstance, OpenStackError> {
-        let ports: PortsAnswer =
-            self.read(&Ask::get(Service::Compute, format!("/servers/{}/os-interface", server.id))).await?;
-        let image = server.image.as_ref().and_then(|image| image.get("id")?.as_str()).map(str::to_owned);
+        let ask = Ask::get(Service::Compute, format!("/servers/{}/os-interface", server.id));
+        let ports = self.read(&ask, Ports::parse).await?;
+        let image = server.image_id().map(str::to_owned);
         let image_properties = match &image {
             None => BTreeMap::new(),
             Some(id) => match self.image(id).await {
@@ -155,7 +220,7 @@ impl Cloud {
                 swap: server.flavor.swap,
             },
             image,
-            ports: ports.ports.into_iter().map(|port| port.port_id).collect(),
+            ports,
             volumes: server.volumes.iter().map(|volume| volume.id.clone()).collect(),
             metadata: server.metadata.clone(),
             image_properties,
@@ -202,10 +267,17 @@ impl Cloud {
             "networks": networks,
             "metadata": new.metadata,
         } });
-        let created: CreatedAnswer = self.read(&Ask::post(Service::Compute, "/servers", body)).await?;
-        let id = created.server.id;
-        let looks = (patience.as_secs() / LOOK.as_secs()).max(1);
-        for _ in 0..looks {
+        let start = Instant::now();
+        let id = self.read(&Ask::post(Service::Compute, "/servers", body), Created::parse).await;
+        let id = id.map_err(|error| match error.leaves_open() {
+            true => OpenStackError::State {
+                what: format!("server {}", new.name),
+                problem: format!("it is not known whether it is being made: {error}"),
+                hint: "`openstack server list` says whether it is there",
+            },
+            false => error,
+        })?;
+        loop {
             let server = self.server(&id).await?;
             match server.status.as_str() {
                 "ACTIVE" => return Ok(server),
@@ -215,7 +287,8 @@ impl Cloud {
                     let hint = "`openstack server show` says more; remove it with `openstack server delete`";
                     return Err(OpenStackError::State { what: format!("server {id}"), problem, hint });
                 }
-                _ => self.rest(LOOK).await?,
+                _ if start.elapsed() < patience => self.rest(LOOK).await?,
+                _ => break,
             }
         }
         let problem = format!("it does not run after {} seconds", patience.as_secs());
@@ -225,9 +298,9 @@ impl Cloud {
 
     /// The id of the flavor that has this id or name.
     async fn flavor_id(&self, flavor: &str) -> Result<String, OpenStackError> {
-        let answer: FlavorsAnswer = self.read(&Ask::get(Service::Compute, "/flavors?limit=1000")).await?;
-        let named = answer.flavors.into_iter().find(|known| known.name == flavor || known.id == flavor);
-        named.map(|named| named.id).ok_or_else(|| OpenStackError::State {
+        let ask = Ask::get(Service::Compute, "/flavors?limit=1000");
+        let known = self.read(&ask, Flavors::parse).await?;
+        known.find(flavor).map(str::to_owned).ok_or_else(|| OpenStackError::State {
             what: format!("flavor {flavor}"),
             problem: "the cloud has none of that name or id for this project".into(),
             hint: "choose one with --flavor; `openstack flavor list` shows them",

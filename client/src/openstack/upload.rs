@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256, SHA384, SHA512};
 use bytes::{Bytes, BytesMut};
-use reqwest::{Body, Method, header};
+use reqwest::{Body, Method, StatusCode, header};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::answer::{refusal, unreachable};
-use super::identity::Service;
+use super::catalog::Service;
 use super::{Cloud, Image, OpenStackError};
 
 /// Bytes sent at once.
@@ -22,6 +23,8 @@ const WAITING: usize = 4;
 /// Looks at an image that is being taken in, and the pause between two.
 const LOOKS: u32 = 120;
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a cloud may take over a file that it has all of, before it answers.
+const ANSWER: Duration = Duration::from_secs(1800);
 
 /// What goes down the line. A file that ends without [`Part::End`] was given up, and must not be taken for a whole one.
 enum Part {
@@ -75,8 +78,8 @@ impl Cloud {
 
 /// Sends what comes down the line.
 async fn send(cloud: Cloud, id: String, queue: Receiver<Part>) -> Result<(), OpenStackError> {
-    // A token that has run out is noticed here, where it can be made anew: what is sent then comes once.
-    cloud.image(&id).await?;
+    // What is sent comes once, and whether the token is good still may be looked at when it has come: it is made anew before.
+    cloud.renew().await?;
     let (request, name, _) =
         cloud.request(Service::Image, Method::PUT, &format!("/images/{id}/file")).await?;
     let body = futures::stream::try_unfold(queue, async |mut queue| match queue.recv().await {
@@ -87,7 +90,15 @@ async fn send(cloud: Cloud, id: String, queue: Receiver<Part>) -> Result<(), Ope
     let request =
         request.header(header::CONTENT_TYPE, "application/octet-stream").body(Body::wrap_stream(body));
     let answer = request.send().await.map_err(|error| unreachable(&name, error))?;
-    if answer.status().is_success() { Ok(()) } else { Err(refusal(&name, answer).await) }
+    match answer.status() {
+        status if status.is_success() => Ok(()),
+        StatusCode::UNAUTHORIZED => {
+            let problem = "the token ran out while its file was sent".to_owned();
+            let hint = "tokens must live longer than an upload takes (`[token] expiration` of Keystone)";
+            Err(OpenStackError::State { what: format!("image {id}"), problem, hint })
+        }
+        _ => Err(refusal(&name, answer).await),
+    }
 }
 
 impl ImageUpload {
@@ -98,7 +109,9 @@ impl ImageUpload {
     pub async fn finish(self) -> Result<Image, OpenStackError> {
         // If nobody takes it, sending has failed, and says why.
         let _ = self.parts.send(Part::End).await;
-        joined(self.sent).await?;
+        let silent =
+            || format!("the cloud has all of its file and says nothing for {} seconds", ANSWER.as_secs());
+        timeout(ANSWER, joined(self.sent)).await.map_err(|_| failed(&self.id, silent()))??;
         for _ in 0..LOOKS {
             let image = self.cloud.image(&self.id).await?;
             match image.status.as_str() {

@@ -327,25 +327,22 @@ impl Http {
     /// A request that broke: for good, if the server is not who it should be.
     fn broken(&self, error: reqwest::Error) -> Broken {
         let error = error.without_url();
-        let mut source: Option<&(dyn StdError + 'static)> = Some(&error);
-        while let Some(next) = source {
-            if is_wrong_server(next) {
-                let source = "its certificate is not the one that is expected: check --server-fingerprint against \
-                              `underlay-server fingerprint`";
-                let server = self.location.server.clone();
-                return Broken::Lasting(Error::Unreachable { server, source: source.into() });
-            }
-            source = next.source();
+        if is_wrong_server(&error) {
+            let source = "its certificate is not the one that is expected: check --server-fingerprint against \
+                          `underlay-server fingerprint`";
+            let server = self.location.server.clone();
+            return Broken::Lasting(Error::Unreachable { server, source: source.into() });
         }
         Broken::Passing(error.into())
     }
 }
 
 /// Whether TLS failed for what the server is, not for how the line is.
-fn is_wrong_server(error: &(dyn StdError + 'static)) -> bool {
+pub(crate) fn is_wrong_server(error: &(dyn StdError + 'static)) -> bool {
     // An I/O error does not count what it holds among its sources, and holds another one at times.
     if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
         return is_wrong_server(inner);
     }
     matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+        || error.source().is_some_and(is_wrong_server)
 }

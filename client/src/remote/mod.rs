@@ -19,6 +19,7 @@ use underlay_store::wire::{NewRepository, NewSlot};
 use zeroize::Zeroizing;
 
 use direct::Direct;
+pub(crate) use http::is_wrong_server;
 use http::{Ask, Http, Method};
 pub use location::{Location, is_remote};
 

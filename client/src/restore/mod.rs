@@ -14,7 +14,7 @@
 //! | [`VerifyOutput`] | nothing: for reading without keeping | any | none |
 //!
 //! Files grow under a temporary name and take their own only when they are whole and on disk: a restore that fails or is
-//! stopped leaves no half image behind.
+//! stopped leaves no half image behind. What one leaves that is killed, [`remove_abandoned`] finds.
 
 mod affected;
 mod allocation;
@@ -48,6 +48,7 @@ pub use damage::Hole;
 pub use device::BlockDevice;
 pub use error::RestoreError;
 pub use execute::{Environment, RestoreOptions, RestoreStatistics, restore, restore_with_holes};
+pub use partial::remove_abandoned;
 pub use private_file::PrivateFile;
 pub use qcow2::{Qcow2File, Qcow2Plan, Qcow2Stream};
 pub use raw::RawFile;

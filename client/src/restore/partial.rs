@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::RestoreError;
@@ -16,7 +16,13 @@ use super::flush::Flusher;
 /// Bytes of the target's name that the temporary name repeats; names may have 255.
 const NAME_SHOWN: usize = 200;
 
-/// A new file under the name `.NAME.underlay-partial-NONCE` beside its target. Removed on drop unless finished.
+/// What stands between a target's name and the nonce.
+const MARK: &str = ".underlay-partial-";
+/// Hexadecimal digits of a nonce.
+const NONCE: usize = 16;
+
+/// A new file under the name `.NAME.underlay-partial-NONCE` beside its target. Removed on drop unless finished. It is locked until then: who
+/// finds one that is not knows that its writer is gone.
 #[derive(Debug)]
 pub(super) struct PartialFile {
     file: File,
@@ -47,6 +53,8 @@ impl PartialFile {
         let file = rustix::fs::openat(&directory, &temporary, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| RestoreError::file("create", &path)(errno.into()))?;
         let file = File::from(file);
+        // Where locks are not known, nobody will take it for abandoned either.
+        let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
         let flusher = Flusher::new(&file).map_err(|error| {
             let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
             RestoreError::file("flush", &path)(error)
@@ -154,8 +162,34 @@ fn kind(found: &fs::Metadata) -> &'static str {
 
 fn temporary_name(name: &OsStr) -> OsString {
     let shown = &name.as_bytes()[..name.len().min(NAME_SHOWN)];
-    let nonce = hex::encode(underlay_store::key::random_bytes::<8>());
-    OsString::from_vec([b".", shown, b".underlay-partial-", nonce.as_bytes()].concat())
+    let nonce = hex::encode(underlay_store::key::random_bytes::<{ NONCE / 2 }>());
+    OsString::from_vec([b".", shown, MARK.as_bytes(), nonce.as_bytes()].concat())
+}
+
+/// Removes unfinished files in `folder` whose writers were killed, if `is_target` knows the name that they were to take. Returns what is
+/// removed.
+///
+/// # Errors
+/// If the folder cannot be read, or such a file not be removed.
+pub fn remove_abandoned(folder: &Path, is_target: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let (entry, is_nonce) = (entry?, |nonce: &str| nonce.len() == NONCE && hex::decode(nonce).is_ok());
+        let name = entry.file_name();
+        let parts = name.to_str().and_then(|name| name.strip_prefix('.')?.rsplit_once(MARK));
+        let Some((target, _)) = parts.filter(|(_, nonce)| is_nonce(nonce)) else { continue };
+        if !is_target(target) || !entry.file_type()?.is_file() {
+            continue;
+        }
+        let path = entry.path();
+        let abandoned = File::open(&path)
+            .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if abandoned {
+            fs::remove_file(&path)?;
+            removed.push(path);
+        }
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]
@@ -179,6 +213,29 @@ mod tests {
         assert!(names(folder.path())[0].starts_with(".disk.underlay-partial-"));
         drop(partial);
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn only_what_a_killed_writer_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let living = PartialFile::create(&place("disk.restored-1"), false).unwrap();
+        let abandoned = place(".disk.restored-2.underlay-partial-0123456789abcdef");
+        let others = [
+            place(".disk.underlay-partial-0123456789abcdef"),
+            place(".disk.restored-2.underlay-partial-0123"),
+            place(".disk.restored-2.underlay-partial-0123456789abcdeg"),
+            place("disk.restored-2.underlay-partial-0123456789abcdef"),
+        ];
+        others.iter().chain([&abandoned]).for_each(|path| fs::write(path, "x").unwrap());
+        let link = place(".disk.restored-3.underlay-partial-0123456789abcdef");
+        symlink(&others[0], &link).unwrap();
+        let is_target = |name: &str| name.starts_with("disk.restored-");
+        assert_eq!(remove_abandoned(folder.path(), is_target).unwrap(), [abandoned]);
+        assert_eq!(names(folder.path()).len(), 6);
+        living.finish().unwrap();
+        assert!(place("disk.restored-1").is_file() && others.iter().all(|path| path.is_file()));
+        assert!(link.is_symlink());
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 /// How many bytes this thread holds on the heap.
 pub mod allocations;
+/// What the services of a cloud answer, and the files that say who one is there.
+pub mod clouds;
 /// Documents, key files and paper copies.
 pub mod documents;
 /// What libvirt says of domains, and what this host remembers of them.
@@ -63,6 +65,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "domain_record", run: domains::record, seeds: domains::record_seeds },
     Target { name: "wire_binary", run: wire::binary, seeds: wire::binary_seeds },
     Target { name: "wire_json", run: wire::json, seeds: wire::json_seeds },
+    Target { name: "cloud_answer", run: clouds::answer, seeds: clouds::answer_seeds },
+    Target { name: "clouds_yaml", run: clouds::files, seeds: clouds::file_seeds },
 ];
 
 impl Target {

@@ -37,7 +37,7 @@ macro_rules! targets {
 
 targets! {
     descriptor snapshot slot claim deletion protection key_file paper node data_pack node_pack chunk object_name qcow2 domain_xml domain_record
-    wire_binary wire_json
+    wire_binary wire_json cloud_answer clouds_yaml
 }
 
 #[test]

@@ -13,6 +13,7 @@ const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 #[derive(Clone, Debug)]
 pub struct DomainSpec {
     pub(super) name: String,
+    uuid: Option<String>,
     disks: Vec<DiskSpec>,
     devices: String,
     metadata: String,
@@ -39,12 +40,19 @@ impl DomainSpec {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            uuid: None,
             disks: Vec::new(),
             devices: String::new(),
             metadata: String::new(),
             mac: None,
             nvram: None,
         }
+    }
+
+    /// With that UUID, not a random one.
+    #[must_use]
+    pub fn uuid(self, uuid: &str) -> Self {
+        Self { uuid: Some(uuid.to_owned()), ..self }
     }
 
     /// With one more disk, which ignores discards.
@@ -111,8 +119,9 @@ impl DomainSpec {
                 "<interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>"
             );
         }
+        let uuid = self.uuid.as_ref().map(|uuid| format!("<uuid>{}</uuid>", escaped(uuid)));
         Ok(format!(
-            "<domain type='qemu'>\n<name>{}</name>\n<metadata>{}</metadata>\n\
+            "<domain type='qemu'>\n<name>{}</name>{}\n<metadata>{}</metadata>\n\
              <memory unit='MiB'>512</memory>\n<vcpu>1</vcpu>\n\
              <os><type arch='x86_64' machine='pc'>hvm</type>{}</os>\n\
              <features><acpi/></features>\n<cpu mode='maximum'/>\n<clock offset='utc'/>\n\
@@ -122,6 +131,7 @@ impl DomainSpec {
              <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\n\
              <memballoon model='none'/>\n</devices>\n</domain>\n",
             escaped(&self.name),
+            uuid.unwrap_or_default(),
             self.metadata,
             firmware.unwrap_or_default(),
             self.devices,

@@ -78,6 +78,12 @@ impl OpenStack {
         self.site.identity()
     }
 
+    /// Where Glance listens, such as `http://127.0.0.1:34568`.
+    #[must_use]
+    pub fn image_url(&self) -> String {
+        self.site.address(self.site.ports.image)
+    }
+
     /// What OpenStack's clients find it by in their environment, as an ordinary member of a project.
     #[must_use]
     pub fn variables(&self) -> Vec<(&'static str, String)> {
