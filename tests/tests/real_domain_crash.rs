@@ -26,7 +26,8 @@ fn belongs(step: Step, strategy: &str) -> bool {
         | Step::EndPull
         | Step::ForgetCheckpoint
         | Step::KnowCheckpoint
-        | Step::RemoveCheckpoint => false,
+        | Step::RemoveCheckpoint
+        | Step::RemoveBitmap => false,
     }
 }
 

@@ -179,7 +179,8 @@ fn next(step: Step) -> Option<Step> {
         | Step::EndPull
         | Step::ForgetCheckpoint
         | Step::KnowCheckpoint
-        | Step::RemoveCheckpoint => None,
+        | Step::RemoveCheckpoint
+        | Step::RemoveBitmap => None,
     }
 }
 
