@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::commands::run;
 use crate::host::answer;
 use crate::libvirt::{Libvirtd, Machine};
-use crate::openstack::{Instance, OpenStack};
+use crate::openstack::{Instance, InstanceFolders, OpenStack};
 use crate::program::Underlay;
 use crate::{Error, Result};
 
@@ -22,11 +22,28 @@ pub struct ComputeNode {
     folder: tempfile::TempDir,
 }
 
+/// One compute host as a backup sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// The program, with what is remembered on this host.
+    pub underlay: &'a Underlay,
+    /// The libvirtd that instances run under there.
+    pub libvirtd: &'a Libvirtd,
+}
+
 impl ComputeNode {
     /// A node without instances.
     pub fn start() -> Result<Self> {
+        Self::of(OpenStack::compute()?)
+    }
+
+    /// A node without instances, beside a second one.
+    pub fn start_two(folders: InstanceFolders) -> Result<Self> {
+        Self::of(OpenStack::two_computes(folders)?)
+    }
+
+    fn of(cloud: OpenStack) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let cloud = OpenStack::compute()?;
         let underlay = Underlay::init(&folder.path().join("repo").display().to_string(), folder.path())?;
         let underlay = cloud
             .administrator_variables()
@@ -47,43 +64,36 @@ impl ComputeNode {
         self.cloud.libvirtd()
     }
 
+    /// This node as a host among others.
+    pub fn host(&self) -> Result<Host<'_>> {
+        Ok(Host { underlay: &self.underlay, libvirtd: self.libvirtd()? })
+    }
+
+    /// The program on the second host. It remembers what it does there, and shares the repository.
+    pub fn second_underlay(&self) -> Result<Underlay> {
+        let libvirtd = self.cloud.second_libvirtd()?;
+        let underlay = self.underlay.elsewhere(self.folder.path());
+        Ok(underlay.with_variable("UNDERLAY_CONNECT", libvirtd.uri()).inside(libvirtd.process()?))
+    }
+
     /// An instance's domain, once its guest answers.
     pub fn machine(&self, instance: &Instance) -> Result<Machine> {
-        let machine = self.libvirtd()?.machine(instance.domain())?;
-        machine.wait_for_agent()?;
-        Ok(machine)
+        self.host()?.machine(instance)
     }
 
     /// Backs an instance up; what the program says of it.
     pub fn backup<const N: usize>(&self, instance: &Instance, options: [&str; N]) -> Result<Value> {
-        let mut command = self.underlay.command(["backup", "--json", "--instance", instance.uuid()]);
-        let output = crate::commands::output(command.args(options))?;
-        if !output.status.success() {
-            let told = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::new(format!("backup: {}\n{told}", output.status)));
-        }
-        answer(&output)
+        Ok(self.host()?.backup(instance, options)?.0)
     }
 
-    /// Backs an instance up while it stands still, by its bitmap and all of it, and fails unless both find the same. The first
-    /// one's answer.
+    /// See [`Host::expect_exact`].
     pub fn expect_exact(&self, instance: &Instance) -> Result<Value> {
-        self.libvirtd()?.virsh(["suspend", instance.domain()])?;
-        let one = self.backup(instance, ["--no-quiesce"])?;
-        let other = self.backup(instance, ["--no-quiesce", "--no-memo"])?;
-        self.libvirtd()?.virsh(["resume", instance.domain()])?;
-        let (of_one, of_other) = (self.roots(&one)?, self.roots(&other)?);
-        if of_one != of_other {
-            return Err(Error::new(format!("the bitmap's backup has {of_one}, a whole one {of_other}")));
-        }
-        Ok(one)
+        Ok(self.host()?.expect_exact(instance)?.0)
     }
 
     /// What the disks of a backup's snapshot hold.
     pub fn roots(&self, backup: &Value) -> Result<Value> {
-        let snapshot =
-            backup["snapshot"].as_str().ok_or_else(|| Error::new(format!("no snapshot: {backup}")))?;
-        Ok(self.underlay.json(["show", snapshot])?["roots"].take())
+        self.host()?.roots(backup)
     }
 
     /// Fails unless Nova's view, its locks and libvirt's records are as if there were no backups.
@@ -113,6 +123,47 @@ impl ComputeNode {
             [base] => Ok(base.clone()),
             _ => Err(Error::new(format!("the shared layers are {files:?}"))),
         }
+    }
+}
+
+impl Host<'_> {
+    /// An instance's domain, once its guest answers.
+    pub fn machine(&self, instance: &Instance) -> Result<Machine> {
+        let machine = self.libvirtd.machine(instance.domain())?;
+        machine.wait_for_agent()?;
+        Ok(machine)
+    }
+
+    /// Backs an instance up; what the program says of it, and what it tells the user.
+    pub fn backup<const N: usize>(&self, instance: &Instance, options: [&str; N]) -> Result<(Value, String)> {
+        let mut command = self.underlay.command(["backup", "--json", "--instance", instance.uuid()]);
+        let output = crate::commands::output(command.args(options))?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() {
+            return Err(Error::new(format!("backup: {}\n{told}", output.status)));
+        }
+        Ok((answer(&output)?, told))
+    }
+
+    /// Backs an instance up while it stands still, by its bitmap and all of it, and fails unless both find the same. The first
+    /// one's answer, and what it tells the user.
+    pub fn expect_exact(&self, instance: &Instance) -> Result<(Value, String)> {
+        self.libvirtd.virsh(["suspend", instance.domain()])?;
+        let one = self.backup(instance, ["--no-quiesce"])?;
+        let (other, _) = self.backup(instance, ["--no-quiesce", "--no-memo"])?;
+        self.libvirtd.virsh(["resume", instance.domain()])?;
+        let (of_one, of_other) = (self.roots(&one.0)?, self.roots(&other)?);
+        if of_one != of_other {
+            return Err(Error::new(format!("the bitmap's backup has {of_one}, a whole one {of_other}")));
+        }
+        Ok(one)
+    }
+
+    /// What the disks of a backup's snapshot hold.
+    pub fn roots(&self, backup: &Value) -> Result<Value> {
+        let snapshot =
+            backup["snapshot"].as_str().ok_or_else(|| Error::new(format!("no snapshot: {backup}")))?;
+        Ok(self.underlay.json(["show", snapshot])?["roots"].take())
     }
 }
 

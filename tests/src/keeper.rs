@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// A Bash script that is the first process of a PID namespace and of a mount namespace of its own. Whatever it starts ends
+/// A Bash script that is the first process of a PID namespace, and of a mount namespace with a host name of its own. Whatever it starts ends
 /// with it, and it ends with the test process, whatever ends that: its standard input is a pipe that only the test holds.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -21,13 +21,21 @@ impl Keeper {
             return Err(Error::new("the tests' namespaces need root: run `cargo xtask test` as root"));
         }
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+        command.args(["--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--kill-child"]);
         command.args(["--mount-proc", "bash", "-c", script, "keeper"]).arg(folder);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().map_err(|error| Error::from(error).context("unshare"))?;
         let (orders, answers) = (process.stdin.take(), process.stdout.take());
         let answers = BufReader::new(answers.ok_or_else(|| Error::new("unshare has no stdout"))?);
         Ok(Self { process, orders, answers })
+    }
+
+    /// The script's process id, as it is outside.
+    pub(crate) fn process(&self) -> Result<u32> {
+        let unshare = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
+        let first = children.split_whitespace().next().and_then(|id| id.parse().ok());
+        first.ok_or_else(|| Error::new("the keeper has ended"))
     }
 
     /// Has the script do one thing; fails when that does.

@@ -18,6 +18,8 @@ pub struct Underlay {
     pub key_file: PathBuf,
     pub(crate) state: PathBuf,
     environment: BTreeMap<String, String>,
+    /// Whose namespaces it runs in, if not in the test's.
+    inside: Option<u32>,
 }
 
 impl Underlay {
@@ -46,6 +48,7 @@ impl Underlay {
             key_file: folder.join("restore.key"),
             state: folder.join("state"),
             environment: BTreeMap::new(),
+            inside: None,
         })
     }
 
@@ -77,6 +80,12 @@ impl Underlay {
         Self { state: folder.join("state elsewhere"), ..self.clone() }
     }
 
+    /// The same in the namespaces of a process, such as one of another host.
+    #[must_use]
+    pub fn inside(self, process: u32) -> Self {
+        Self { inside: Some(process), ..self }
+    }
+
     /// The same in a copy of the folder that it was made in.
     pub fn moved(&self, folder: &Path) -> Self {
         let mut moved = self.elsewhere(folder);
@@ -88,7 +97,15 @@ impl Underlay {
 
     /// The program with everything but the verb's own arguments set.
     pub fn command<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.inside {
+            None => Command::new(&self.program),
+            Some(process) => {
+                let mut command = Command::new("nsenter");
+                command.args(["--target", &process.to_string(), "--mount", "--uts", "--pid", "--"]);
+                command.arg(&self.program);
+                command
+            }
+        };
         command.args(arguments).envs(&self.environment);
         for variable in ["UNDERLAY_PASSPHRASE", "UNDERLAY_PASSPHRASE_FILE"] {
             command.env_remove(variable);

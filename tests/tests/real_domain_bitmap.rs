@@ -4,18 +4,20 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use underlay_client::domain::Step;
 use underlay_tests::commands::{output, run, wait_until};
 use underlay_tests::held::Held;
 use underlay_tests::host::{self, Host};
-use underlay_tests::libvirt::Definition;
+use underlay_tests::libvirt::{Definition, DomainSpec, Libvirtd};
 use underlay_tests::mounts::has_own_mounts;
+use underlay_tests::program::Underlay;
+use underlay_tests::qemu::Format;
 
 const BITMAP: &str = "--strategy=bitmap";
 
@@ -62,8 +64,11 @@ fn expect_untouched(host: &Host, moment: &str) {
 
 /// The bitmaps that a disk of the stopped guest has, sound or not.
 fn bitmaps(host: &Host, disk: &str) -> Vec<String> {
-    let told =
-        run("qemu-img", ["info", "-U", "--output=json", host.disks().join(disk).to_str().unwrap()]).unwrap();
+    bitmaps_of(&host.disks().join(disk))
+}
+
+fn bitmaps_of(disk: &Path) -> Vec<String> {
+    let told = run("qemu-img", ["info", "-U", "--output=json", disk.to_str().unwrap()]).unwrap();
     let told: Value = serde_json::from_str(&told).unwrap();
     let bitmaps = told["format-specific"]["data"]["bitmaps"].as_array().cloned().unwrap_or_default();
     bitmaps.iter().map(|bitmap| bitmap["name"].as_str().unwrap().to_owned()).collect()
@@ -249,6 +254,75 @@ fn guest_whose_bitmap_cannot_be_believed_is_read_whole() {
     assert!(host.underlay.output(["forget", &newest]).unwrap().status.success());
     expect_whole("forgotten", "no snapshot holds any more");
     host.expect_intact().unwrap();
+}
+
+#[test]
+fn bitmaps_that_a_crash_has_made_unsound_are_removed_by_recover() {
+    // What it boots from is of no account: QEMU keeps bitmaps for whoever writes, or nobody.
+    let libvirtd = Libvirtd::start().unwrap();
+    let disk = libvirtd.folder().join("web.qcow2");
+    run("qemu-img", ["create", "-q", "-f", "qcow2", disk.to_str().unwrap(), "256M"]).unwrap();
+    let write = |what: &str| run("qemu-io", ["-f", "qcow2", "-c", what, disk.to_str().unwrap()]).unwrap();
+    write("write -q -P 7 0 32M");
+    let web = libvirtd.define(&DomainSpec::new("web").disk("vda", &disk, Format::Qcow2)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let underlay = Underlay::init(folder.path().join("repo").to_str().unwrap(), folder.path()).unwrap();
+    let underlay = underlay.with_variable("UNDERLAY_CONNECT", libvirtd.uri());
+    let backup = || {
+        underlay.json(["backup", "--domain", "web", BITMAP, "--no-quiesce"]).unwrap()["domains"][0].clone()
+    };
+    let recover = || underlay.json(["recover", "--domain", "web"]).unwrap()["domains"][0]["actions"].clone();
+    let resize =
+        || output(Command::new("qemu-img").args(["resize", "-f", "qcow2"]).arg(&disk).arg("+64M")).unwrap();
+    let restart = || {
+        web.destroy().unwrap();
+        web.start().unwrap();
+    };
+    // QEMU dies with a bitmap that it had read from the disk.
+    let crash = || {
+        restart();
+        run("kill", ["-9", &web.qemu_pid().unwrap().to_string()]).unwrap();
+        web.wait_until_off().unwrap();
+    };
+    let expect_gone = |moment: &str| {
+        let done = recover();
+        assert!(done[0].as_str().unwrap().contains("not sound any more"), "{moment}: {done}");
+        assert_eq!(recover(), json!([]), "{moment}");
+    };
+
+    // Sound ones stay, running or not, and are in nobody's way.
+    web.start().unwrap();
+    assert!(read(&backup()) >= 32 << 20);
+    assert_eq!(recover(), json!([]));
+    web.destroy().unwrap();
+    assert_eq!((recover(), bitmaps_of(&disk).len()), (json!([]), 1));
+    write("write -q -P 8 40M 1M");
+    assert!(resize().status.success());
+    web.start().unwrap();
+    let grown = backup();
+    assert!((1 << 20..16 << 20).contains(&read(&grown)), "{grown}");
+
+    crash();
+    let refused = resize();
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && told.contains("inconsistent"), "{told}");
+    expect_gone("stopped");
+    assert_eq!(bitmaps_of(&disk).len(), 0);
+    assert!(resize().status.success());
+    write("write -q -P 9 50M 1M");
+    web.start().unwrap();
+    assert!(read(&backup()) >= 34 << 20);
+
+    crash();
+    web.start().unwrap();
+    expect_gone("running");
+    web.destroy().unwrap();
+    assert_eq!(bitmaps_of(&disk).len(), 0);
+    assert!(resize().status.success());
+    web.start().unwrap();
+    assert!(read(&backup()) >= 34 << 20);
+    let checked = underlay.output(["check", "--read-data"]).unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }
 
 /// The steps that a backup by bitmap has, but for thawing again what an agent froze.

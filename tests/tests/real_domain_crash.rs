@@ -27,7 +27,8 @@ fn belongs(step: Step, strategy: &str) -> bool {
         | Step::Resume
         | Step::ForgetCheckpoint
         | Step::KnowCheckpoint
-        | Step::RemoveCheckpoint => false,
+        | Step::RemoveCheckpoint
+        | Step::RemoveBitmap => false,
     }
 }
 

@@ -12,6 +12,7 @@
 //! What is about to be done is recorded durably before it is ([`record`]); whatever interrupts it, [`Lifecycle::recover`]
 //! finds out from the definitions and the files how far it came. Everything that changes something is a [`Step`].
 
+mod bitmaps;
 mod capture;
 mod error;
 mod freeze;

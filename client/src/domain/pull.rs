@@ -11,7 +11,7 @@
 //! A bitmap is believed only if the files are the same, libvirt finds it in all of them and sound, and a snapshot still holds what
 //! the disks held when it was begun. Everything else is answered by reading all of the disks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use super::run::{Capture, DomainOutcome, LiveExport};
 use super::{Approach, DomainError, Lifecycle, Quiesce, Wishes, guards};
 
 /// Every checkpoint's name begins with this.
-const MARK: &str = "underlay-";
+pub(super) const MARK: &str = "underlay-";
 /// libvirt removes the files of a pull a moment after it ended.
 const LINGERING: Duration = Duration::from_secs(2);
 /// Bytes of a path that a socket can have.
@@ -250,7 +250,7 @@ impl Lifecycle<'_> {
     }
 
     /// Drops libvirt's records of all checkpoints of ours; their bitmaps stay.
-    fn forget_checkpoints(&self, name: &str, record: &DomainRecord) -> Result<(), DomainError> {
+    pub(super) fn forget_checkpoints(&self, name: &str, record: &DomainRecord) -> Result<(), DomainError> {
         for checkpoint in self.hands.checkpoints(name)? {
             if is_ours(record, &checkpoint) {
                 self.hands.forget_checkpoint(name, &checkpoint)?;
@@ -313,50 +313,6 @@ impl Lifecycle<'_> {
         }
         self.expect_unused(name, path)?;
         self.hands.remove(path)
-    }
-
-    /// Removes bitmaps that are of no use any more. Only a running domain's can be; the others wait.
-    pub(super) fn remove_stale_checkpoints(
-        &self,
-        name: &str,
-        record: &mut DomainRecord,
-    ) -> Result<(), DomainError> {
-        if record.stale_checkpoints.is_empty() || !self.hands.domain(name)?.is_running() {
-            return Ok(());
-        }
-        let domain = self.hands.domain(name)?;
-        let disks = domain.live.iter().flat_map(|live| &live.disks);
-        let targets: Vec<&str> =
-            disks.filter(|disk| !disk.read_only).map(|disk| disk.target.as_str()).collect();
-        let mut left = BTreeSet::new();
-        for checkpoint in &record.stale_checkpoints {
-            // Each disk by itself: some may not have it.
-            for target in &targets {
-                if let Err(error) = self.hands.remove_checkpoint(name, checkpoint, &[target])
-                    && self.hands.know_checkpoint(name, checkpoint, &[target]).is_ok()
-                {
-                    self.notice(
-                        name,
-                        &format!("{error}: the bitmap {checkpoint} of disk {target} stays for now"),
-                    );
-                    left.insert(checkpoint.clone());
-                }
-            }
-        }
-        if !left.is_empty() {
-            self.forget_checkpoints(name, record)?;
-        }
-        record.stale_checkpoints = left;
-        self.hands.store(record)?;
-        Ok(())
-    }
-
-    /// Stops believing the bitmaps, because something else is about to be done to the disks, and removes them.
-    pub(super) fn stop_tracking(&self, name: &str, record: &mut DomainRecord) -> Result<(), DomainError> {
-        let Some(known) = record.tracking.take() else { return Ok(()) };
-        record.stale_checkpoints.insert(known.checkpoint);
-        self.hands.store(record)?;
-        self.remove_stale_checkpoints(name, record)
     }
 
     /// Brings an interrupted pull in order; what was done.

@@ -132,6 +132,7 @@ impl Lifecycle<'_> {
         if interrupted && actions.is_empty() {
             actions.push("an interrupted backup had changed nothing yet".to_owned());
         }
+        actions.extend(self.remove_unsound_bitmaps(&domain.name, &mut record)?);
         Ok(actions)
     }
 

@@ -47,6 +47,8 @@ pub enum Step {
     KnowCheckpoint,
     /// A checkpoint is removed with its bitmaps.
     RemoveCheckpoint,
+    /// A bitmap in a file of a stopped domain is removed.
+    RemoveBitmap,
     /// A definition is changed.
     Define,
     /// A memo of a merged layer is written.
@@ -207,6 +209,10 @@ impl<'a> Hands<'a> {
         self.layers.free_space(folder)
     }
 
+    pub(super) fn unsound_bitmaps(&self, disk: &Path) -> Result<Vec<String>, HypervisorError> {
+        self.hypervisor.unsound_bitmaps(disk)
+    }
+
     pub(super) fn capacity(&self, domain: &str, target: &str) -> Result<u64, HypervisorError> {
         self.hypervisor.capacity(domain, target)
     }
@@ -307,6 +313,10 @@ impl Hands<'_> {
         targets: &[&str],
     ) -> Result<(), HypervisorError> {
         self.step(Step::RemoveCheckpoint, || self.hypervisor.remove_checkpoint(domain, checkpoint, targets))
+    }
+
+    pub(super) fn remove_bitmap(&self, disk: &Path, bitmap: &str) -> Result<(), HypervisorError> {
+        self.step(Step::RemoveBitmap, || self.hypervisor.remove_bitmap(disk, bitmap))
     }
 
     pub(super) fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {

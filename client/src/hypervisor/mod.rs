@@ -207,6 +207,16 @@ pub trait Hypervisor: Send + Sync {
         Err(HypervisorError::unsupported("checkpoints"))
     }
 
+    /// Names of the bitmaps of a qcow2 file that are unsound, because what had them open has died. Nobody has it open now.
+    fn unsound_bitmaps(&self, _disk: &Path) -> Result<Vec<String>, HypervisorError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes a bitmap of a qcow2 file that nobody has open.
+    fn remove_bitmap(&self, _disk: &Path, _bitmap: &str) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("bitmaps of files"))
+    }
+
     /// Thaws the guest's file systems, waiting at most `patience` for the agent. Thawing what is not frozen does no harm.
     fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError>;
 

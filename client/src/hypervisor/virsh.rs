@@ -337,6 +337,14 @@ impl Hypervisor for Virsh {
         self.remove(domain, checkpoint, targets)
     }
 
+    fn unsound_bitmaps(&self, disk: &Path) -> Result<Vec<String>, HypervisorError> {
+        self.unsound(disk)
+    }
+
+    fn remove_bitmap(&self, disk: &Path, bitmap: &str) -> Result<(), HypervisorError> {
+        self.remove_from_file(disk, bitmap)
+    }
+
     fn thaw(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {
         self.with_patience(domain, patience, |reference| {
             let limit = PROMPT.saturating_add(patience.saturating_mul(3));

@@ -6,6 +6,8 @@
 for part in etc/libvirt var/lib/libvirt run/libvirt var/log/libvirt var/cache/libvirt; do
     mkdir -p "/$part" && mount --bind "$1/${part//\//-}" "/$part" || exit
 done
+# What makes this a host of its own.
+[ ! -e "$1/host" ] || . "$1/host" || exit
 
 start() {
     libvirtd -p /run/libvirt/libvirtd.pid </dev/null >>/var/log/libvirt/libvirtd.log 2>&1 &

@@ -29,12 +29,18 @@ const KEEPER: &str = include_str!("keeper.bash");
 const FOLDERS: [&str; 5] =
     ["etc-libvirt", "var-lib-libvirt", "run-libvirt", "var-log-libvirt", "var-cache-libvirt"];
 /// Guests belong to root, whose files the tests' disks are, and nothing outside the namespaces is asked for help:
-/// no virtlogd, no cgroups, no ownership to restore, no security labels.
+/// no virtlogd, no cgroups, no ownership to restore, no security labels. Another libvirtd may find the same files there.
 const QEMU_CONFIGURATION: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\n\
     stdio_handler = \"file\"\nnamespaces = []\ncgroup_controllers = []\n\
-    dynamic_ownership = 0\nremember_owner = 0\n";
+    dynamic_ownership = 0\nremember_owner = 0\n\
+    shared_filesystems = [\"/tmp\"]\n";
 const DAEMON_CONFIGURATION: &str =
     "unix_sock_group = \"root\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\n";
+
+/// Where libvirtd listens, in its folder.
+const SOCKET: &str = "run-libvirt/libvirt-sock";
+/// What a second host is known by. The first one has the machine's own.
+const OTHER_HOST: &str = "6d1c1f52-93a5-4c3e-9a55-0d9b3f6f3b6e";
 
 /// A libvirtd of one's own. When it is dropped, its guests and itself are killed.
 #[derive(Debug)]
@@ -53,6 +59,16 @@ struct Virsh {
 impl Libvirtd {
     /// Starts a libvirtd without any domain. Takes two seconds.
     pub fn start() -> Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// Starts one that takes itself for another host's: guests can be migrated there. Of each two `folders`, it and its guests
+    /// find the first one where the second one is.
+    pub fn start_as(host: &str, folders: &[(PathBuf, PathBuf)]) -> Result<Self> {
+        Self::start_with(Some((host, folders)))
+    }
+
+    fn start_with(host: Option<(&str, &[(PathBuf, PathBuf)])>) -> Result<Self> {
         // A socket's path has at most 107 bytes: never below $TMPDIR, which may be long.
         let folder = tempfile::Builder::new().prefix("lv").tempdir_in("/tmp")?;
         for name in FOLDERS {
@@ -60,8 +76,17 @@ impl Libvirtd {
         }
         let configuration = folder.path().join("etc-libvirt");
         fs::write(configuration.join("qemu.conf"), QEMU_CONFIGURATION)?;
-        fs::write(configuration.join("libvirtd.conf"), DAEMON_CONFIGURATION)?;
-        let socket = folder.path().join("run-libvirt/libvirt-sock");
+        let mut daemon = DAEMON_CONFIGURATION.to_owned();
+        if let Some((name, folders)) = host {
+            let _ = writeln!(daemon, "host_uuid = \"{OTHER_HOST}\"");
+            let mut script = format!("hostname {name}\n");
+            for (own, seen) in folders {
+                let _ = writeln!(script, "mount --bind {} {} || exit", own.display(), seen.display());
+            }
+            fs::write(folder.path().join("host"), script)?;
+        }
+        fs::write(configuration.join("libvirtd.conf"), daemon)?;
+        let socket = folder.path().join(SOCKET);
         let keeper = Keeper::start(KEEPER, folder.path())?;
         let virsh = Virsh { uri: format!("qemu+unix:///system?socket={}", socket.display()) };
         let mut libvirtd = Self { keeper, virsh, folder };
@@ -97,6 +122,17 @@ impl Libvirtd {
     #[must_use]
     pub fn uri(&self) -> &str {
         &self.virsh.uri
+    }
+
+    /// The socket it listens at.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder().join(SOCKET)
+    }
+
+    /// A process in its namespaces.
+    pub fn process(&self) -> Result<u32> {
+        self.keeper.process()
     }
 
     /// A folder that lives as long as this does, for disks and the like. Its path is short.

@@ -25,6 +25,8 @@ const STANDING_STILL: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub(super) struct Compute {
     libvirtd: Libvirtd,
+    /// That of the second host, if there is one.
+    pub(super) second: Option<Libvirtd>,
     image: String,
     flavor: String,
 }
@@ -61,7 +63,7 @@ impl OpenStack {
         services.run("neutron", &[], &stub)?;
         let client = Arc::new(Client::start(&site)?);
         start_nova(&site, &services)?;
-        let compute = Compute { libvirtd, image: String::new(), flavor: String::new() };
+        let compute = Compute { libvirtd, second: None, image: String::new(), flavor: String::new() };
         let mut cloud = Self { client, services, compute: Some(compute), site };
         cloud.prepare()?;
         Ok(cloud)
@@ -87,7 +89,7 @@ impl OpenStack {
     #[expect(clippy::print_stderr, reason = "for who reads the log")]
     fn wait_for_compute(&self) -> Result<()> {
         let ready = || {
-            let ready = self.can_boot().unwrap_or(false);
+            let ready = self.can_boot(1).unwrap_or(false);
             if !ready {
                 // Each answer costs the services more than waiting for the next.
                 std::thread::sleep(Duration::from_millis(300));
@@ -103,17 +105,26 @@ impl OpenStack {
         self.services.wait_for("nova-compute", ready)
     }
 
-    /// Whether Nova knows the host, and Placement what it has.
-    fn can_boot(&self) -> Result<bool> {
+    /// Whether Nova knows so many hosts, and Placement what they have.
+    pub(super) fn can_boot(&self, wanted: usize) -> Result<bool> {
         let hosts = self.request("compute", "GET", "/os-hypervisors", None)?;
         let providers = self.request("placement", "GET", "/resource_providers", None)?;
-        let Some(provider) = providers["resource_providers"][0]["uuid"].as_str() else { return Ok(false) };
-        let path = format!("/resource_providers/{provider}/inventories");
-        let has = self.request("placement", "GET", &path, None)?;
-        Ok(hosts["hypervisors"][0].is_object() && has["inventories"]["VCPU"].is_object())
+        let listed = |list: &Value| list.as_array().map_or(0, Vec::len);
+        let providers = providers["resource_providers"].as_array().cloned().unwrap_or_default();
+        if providers.len() < wanted || listed(&hosts["hypervisors"]) < wanted {
+            return Ok(false);
+        }
+        for provider in &providers {
+            let path = format!("/resource_providers/{}/inventories", text(&provider["uuid"]));
+            let has = self.request("placement", "GET", &path, None)?;
+            if !has["inventories"]["VCPU"].is_object() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    fn of_compute(&self) -> Result<&Compute> {
+    pub(super) fn of_compute(&self) -> Result<&Compute> {
         self.compute.as_ref().ok_or_else(|| Error::new("this OpenStack has no compute service"))
     }
 
@@ -237,13 +248,23 @@ fn start_nova(site: &Site, services: &Services) -> Result<()> {
     services.wait_for("nova-conductor", || {
         logs::end_of(&site.folder, "nova-conductor").contains("Starting conductor node")
     })?;
-    start_daemon(site, services, "nova-compute")?;
+    services.run("nova-compute", &reaching(site), &daemon(site, "nova-compute", "nova.conf"))?;
     services.wait_for_http("glance", site.ports.image)
 }
 
 fn start_daemon(site: &Site, services: &Services, name: &str) -> Result<()> {
+    services.run(name, &[], &daemon(site, name, "nova.conf"))
+}
+
+/// The words that run one of Nova's services with these settings.
+pub(super) fn daemon(site: &Site, name: &str, settings: &str) -> Vec<String> {
     let module = format!("nova.cmd.{}", name.trim_start_matches("nova-"));
     let mut words = tools::main_of(&site.python, name, &module);
-    words.extend(["--config-file".into(), site.folder.join("nova.conf").display().to_string()]);
-    services.run(name, &[], &words)
+    words.extend(["--config-file".into(), site.folder.join(settings).display().to_string()]);
+    words
+}
+
+/// How nova-compute copies to other hosts.
+pub(super) fn reaching(site: &Site) -> [(&'static str, String); 1] {
+    [("RSYNC_RSH", format!("bash {}/reach.bash", site.folder.display()))]
 }

@@ -55,6 +55,11 @@ impl Instance {
         status(&self.client, &self.uuid)
     }
 
+    /// The compute host that it is on, such as `compute`.
+    pub fn host(&self) -> Result<String> {
+        Ok(text(&succeed(&self.client, "GET", &self.uuid, "", None)?["server"]["OS-EXT-SRV-ATTR:host"]))
+    }
+
     /// Whether only administrators may change it.
     pub fn is_locked(&self) -> Result<bool> {
         let server = succeed(&self.client, "GET", &self.uuid, "", None)?;

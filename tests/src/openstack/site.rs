@@ -13,11 +13,12 @@ pub(super) const SETTINGS: [(&str, &str); 3] = [
     ("glance-api.conf", include_str!("settings/glance-api.conf")),
 ];
 /// The same of the services that make up compute.
-pub(super) const COMPUTE_SETTINGS: [(&str, &str); 4] = [
+pub(super) const COMPUTE_SETTINGS: [(&str, &str); 5] = [
     ("rabbitmq.conf", include_str!("settings/rabbitmq.conf")),
     ("placement.conf", include_str!("settings/placement.conf")),
     ("nova.conf", include_str!("settings/nova.conf")),
     ("privsep.py", include_str!("settings/privsep.py")),
+    ("reach.bash", include_str!("settings/reach.bash")),
 ];
 /// Where MariaDB's databases are for SQLAlchemy: at a socket in a folder that only one user may enter.
 const DATABASE: &str = "mysql+pymysql://root@localhost";
@@ -27,8 +28,23 @@ pub(super) const LOGIN: &str = "auth_type = password\nauth_url = {identity}\nuse
     region_name = {region}\n";
 pub(super) const ENDPOINTS: &str = include_str!("endpoints.py");
 /// Folders that services expect.
-const FOLDERS: [&str; 9] =
-    ["services", "log", "locks", "temporary", "staging", "tasks", "instances", "nova", "rabbitmq"];
+const FOLDERS: [&str; 14] = [
+    "services",
+    "log",
+    "locks",
+    "temporary",
+    "staging",
+    "tasks",
+    "instances",
+    "nova",
+    "rabbitmq",
+    // Of the second compute host, and how hosts find each other.
+    "locks-2",
+    "instances-2",
+    "nova-2",
+    "hosts",
+    "peers",
+];
 
 /// Where one OpenStack lives: its folder, its ports, its password.
 #[derive(Debug)]

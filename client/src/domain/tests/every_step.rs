@@ -180,7 +180,8 @@ fn next(step: Step) -> Option<Step> {
         | Step::Resume
         | Step::ForgetCheckpoint
         | Step::KnowCheckpoint
-        | Step::RemoveCheckpoint => None,
+        | Step::RemoveCheckpoint
+        | Step::RemoveBitmap => None,
     }
 }
 

@@ -56,6 +56,16 @@ pub(super) fn backing_format(told: &str) -> Option<String> {
     told.get("backing-filename-format")?.as_str().map(str::to_owned)
 }
 
+/// The bitmaps of an image that were in use when whoever used them died, out of `qemu-img info --output=json`.
+pub(super) fn unsound_bitmaps(told: &str) -> Vec<String> {
+    let told: serde_json::Value = serde_json::from_str(told).unwrap_or_default();
+    let bitmaps = told["format-specific"]["data"]["bitmaps"].as_array().into_iter().flatten();
+    let in_use = |bitmap: &&serde_json::Value| {
+        bitmap["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "in-use"))
+    };
+    bitmaps.filter(in_use).filter_map(|bitmap| bitmap["name"].as_str().map(str::to_owned)).collect()
+}
+
 /// A value out of lines such as `Job type:         None`.
 fn field<'a>(told: &'a str, name: &str) -> Option<&'a str> {
     told.lines()
@@ -118,6 +128,17 @@ mod tests {
     fn sizes_are_told() {
         assert_eq!(capacity("Capacity:       67108864\nAllocation:     200704\n"), Some(67_108_864));
         assert_eq!(capacity("Capacity:       -\n"), None);
+    }
+
+    #[test]
+    fn unsound_bitmaps_are_those_in_use() {
+        let told = r#"{"format-specific": {"type": "qcow2", "data": {"bitmaps": [
+            {"flags": ["auto"], "name": "sound", "granularity": 65536},
+            {"flags": ["in-use", "auto"], "name": "unsound", "granularity": 65536}]}}}"#;
+        assert_eq!(unsound_bitmaps(told), ["unsound"]);
+        for none in ["{\"format-specific\": {\"data\": {}}}", "{}", "no JSON"] {
+            assert!(unsound_bitmaps(none).is_empty(), "{none}");
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Pulls and checkpoints.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::NamedTempFile;
 
-use super::{PROMPT, Virsh, arguments};
+use super::{PROMPT, Virsh, answers, arguments};
+use crate::hypervisor::program::{CommandLine, Wait};
 use crate::hypervisor::pull::{checkpoint_xml, socket_of};
 use crate::hypervisor::{Definition, HypervisorError, PullRequest};
 
@@ -89,6 +90,18 @@ impl Virsh {
     ) -> Result<(), HypervisorError> {
         let command = self.about("checkpoint-delete", &self.reference(domain)?);
         self.change(domain, &command.args(["--checkpointname", checkpoint]).args(options), Some(PROMPT))
+    }
+
+    pub(super) fn unsound(&self, disk: &Path) -> Result<Vec<String>, HypervisorError> {
+        let command =
+            CommandLine::new("qemu-img").args(["info", "--output=json", "-f", "qcow2", "--"]).arg(disk);
+        Ok(answers::unsound_bitmaps(&self.read(&command)?))
+    }
+
+    pub(super) fn remove_from_file(&self, disk: &Path, bitmap: &str) -> Result<(), HypervisorError> {
+        let command = CommandLine::new("qemu-img").args(["bitmap", "--remove", "-f", "qcow2", "--"]);
+        let command = command.arg(disk).arg(bitmap);
+        command.run(Wait::Changing { limit: Some(PROMPT) }).map(drop)
     }
 
     /// Targets of a running domain's disks besides these.
