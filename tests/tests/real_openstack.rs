@@ -243,8 +243,9 @@ fn whatever_becomes_of_an_answer_no_image_is_left() {
 
 #[test]
 fn answers_that_make_no_sense_are_told_and_leave_no_image() {
+    type Make = fn() -> Fault;
     let site = Site::new();
-    let faults: [(fn() -> Fault, &str); 5] = [
+    let faults: [(Make, &str); 5] = [
         (|| Fault::CutOff, "it is cut off after"),
         (|| Fault::Change(|body| [body, b" ".repeat(3 << 20)].concat()), "it is longer than 2097152 bytes"),
         (|| Fault::Change(|_| [&b"{\"x\": "[..], &b"[".repeat(200_000)].concat()), " at line 1 column "),
