@@ -62,6 +62,8 @@ const OF_NOVA: &[Package] = &[
     Package { name: "genisoimage", proof: Proof::Program("genisoimage"), backport: false },
     Package { name: "mariadb-server-core", proof: Proof::Program("mariadbd"), backport: false },
     Package { name: "mariadb-client-core", proof: Proof::Program("mariadb"), backport: false },
+    // Nova copies disks between hosts with it.
+    Package { name: "rsync", proof: Proof::Program("rsync"), backport: false },
     Package { name: "rabbitmq-server", proof: Proof::File(crate::openstack::RABBITMQ), backport: false },
 ];
 
