@@ -9,6 +9,9 @@ use super::pull::MARK;
 use super::record::DomainRecord;
 use super::{DomainError, Lifecycle};
 
+/// How often removing a bitmap is tried.
+const ATTEMPTS: usize = 2;
+
 impl Lifecycle<'_> {
     /// Removes bitmaps that are of no use any more. Only a running domain's can be; the others wait.
     pub(super) fn remove_stale_checkpoints(
@@ -16,24 +19,19 @@ impl Lifecycle<'_> {
         name: &str,
         record: &mut DomainRecord,
     ) -> Result<(), DomainError> {
-        if record.stale_checkpoints.is_empty() || !self.hands.domain(name)?.is_running() {
+        if record.stale_checkpoints.is_empty() {
             return Ok(());
         }
         let domain = self.hands.domain(name)?;
-        let disks = domain.live.iter().flat_map(|live| &live.disks);
+        let Some(live) = &domain.live else { return Ok(()) };
+        let disks = live.disks.iter();
         let targets: Vec<&str> =
             disks.filter(|disk| !disk.read_only).map(|disk| disk.target.as_str()).collect();
         let mut left = BTreeSet::new();
         for checkpoint in &record.stale_checkpoints {
             // Each disk by itself: some may not have it.
             for target in &targets {
-                if let Err(error) = self.hands.remove_checkpoint(name, checkpoint, &[target])
-                    && self.hands.know_checkpoint(name, checkpoint, &[target]).is_ok()
-                {
-                    self.notice(
-                        name,
-                        &format!("{error}: the bitmap {checkpoint} of disk {target} stays for now"),
-                    );
+                if !self.remove_bitmap(name, checkpoint, target)? {
                     left.insert(checkpoint.clone());
                 }
             }
@@ -44,6 +42,22 @@ impl Lifecycle<'_> {
         record.stale_checkpoints = left;
         self.hands.store(record)?;
         Ok(())
+    }
+
+    /// Removes a bitmap from one disk; whether it is surely gone. One that cannot be removed and is not sound either may never have been
+    /// there, but only if that is found twice, and the domain runs: a failure proves nothing.
+    fn remove_bitmap(&self, name: &str, checkpoint: &str, target: &str) -> Result<bool, DomainError> {
+        for _ in 0..ATTEMPTS {
+            let Err(error) = self.hands.remove_checkpoint(name, checkpoint, &[target]) else {
+                return Ok(true);
+            };
+            if self.hands.know_checkpoint(name, checkpoint, &[target]).is_ok() {
+                let notice = format!("{error}: the bitmap {checkpoint} of disk {target} stays for now");
+                self.notice(name, &notice);
+                return Ok(false);
+            }
+        }
+        Ok(self.hands.domain(name)?.is_running())
     }
 
     /// Stops believing the bitmaps, because something else is about to be done to the disks, and removes them.

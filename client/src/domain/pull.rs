@@ -46,7 +46,6 @@ impl Lifecycle<'_> {
     ) -> Result<DomainOutcome, DomainError> {
         let name = &domain.name;
         let mut request = self.pull_request(domain, selection, wishes)?;
-        self.remove_stale_checkpoints(name, record)?;
         let with_agent = self.asks_agent(domain, quiesce)?;
         // From here on libvirt may know checkpoints of ours.
         record.pull = Some(Pull {
@@ -326,6 +325,7 @@ impl Lifecycle<'_> {
             if record.tracking.is_some() || !record.stale_checkpoints.is_empty() {
                 self.forget_checkpoints(name, record)?;
             }
+            self.remove_stale_checkpoints(name, record)?;
             return Ok(None);
         };
         // Whether a snapshot holds what the disks held then is not known.

@@ -12,7 +12,8 @@ impl World {
     }
 
     fn has_jobs(&self) -> bool {
-        self.machine.process.iter().flat_map(|process| &process.disks).any(|disk| disk.job.is_some())
+        let mut processes = self.machine.process.iter();
+        processes.any(|process| process.pull.is_some() || process.disks.iter().any(|disk| disk.job.is_some()))
     }
 
     /// `virsh blockpull`: all layers, or all above the bottommost, go into the active one.
@@ -31,7 +32,7 @@ impl World {
             for block in 0..self.images.get(&active).blocks {
                 let holder = chain[..keep].iter().find_map(|path| self.images.get(path).data.get(&block));
                 if let Some(value) = holder.copied() {
-                    self.images.change(&active).data.insert(block, value);
+                    self.images.write(&active, block, value);
                 }
             }
             let below = bottom.as_ref().map(|path| self.images.as_backing(path));
@@ -55,7 +56,7 @@ impl World {
             let blocks = self.images.get(active).blocks;
             self.images.grow(below, blocks);
             for (block, value) in self.images.get(active).data.clone() {
-                self.images.change(below).data.insert(block, value);
+                self.images.write(below, block, value);
             }
             self.images.change(active).data.clear();
         }
@@ -88,7 +89,7 @@ impl World {
         self.sequence += 1;
         for (target, layers) in self.machine.persistent() {
             for (block, value) in [(0, self.sequence), (3, self.sequence * 10 + 9)] {
-                self.images.change(&layers[0].path).data.insert(block, value);
+                self.images.write(&layers[0].path, block, value);
                 self.guest.get_mut(&target).unwrap()[block as usize] = value;
             }
         }
@@ -104,7 +105,7 @@ impl World {
             let chain = self.starting_chain(&layers);
             for below in chain[1..].iter().filter(|path| **path != Path::new(BASE)) {
                 let value = 7_000_000 + self.images.get(below).inode;
-                self.images.change(below).data.insert(5, value);
+                self.images.write(below, 5, value);
             }
             self.guest.insert(target, self.images.view(&chain));
         }

@@ -49,7 +49,7 @@ fn what_others_do_to_the_domain_is_left_alone() {
         "virsh snapshot-delete",
     );
     plain(
-        |world| world.known_checkpoints = vec!["daily".into()],
+        |world| world.known_checkpoints = ["daily".to_owned()].into(),
         "libvirt keeps checkpoints of it (daily): another backup tool tracks changes in its disks",
         "virsh checkpoint-delete",
     );

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::machine::{Mood, NAME};
 use super::world::{Interruption, World};
-use crate::hypervisor::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay};
+use crate::hypervisor::{
+    Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest,
+};
 
 /// What a killed run panics with.
 pub(super) struct Killed;
@@ -193,11 +195,13 @@ impl Hypervisor for Host {
     }
 
     fn checkpoints(&self, _: &str) -> Result<Vec<String>, HypervisorError> {
-        Ok(self.ask()?.known_checkpoints.clone())
+        Ok(self.ask()?.known_checkpoints.iter().cloned().collect())
     }
 
     fn domain_job(&self, _: &str) -> Result<Option<String>, HypervisorError> {
-        Ok(self.ask()?.domain_job.clone())
+        let world = self.ask()?;
+        let pull = world.machine.process.iter().find_map(|process| process.pull.as_ref());
+        Ok(world.domain_job.clone().or(pull.map(|_| "Backup".to_owned())))
     }
 
     fn block_job(&self, _: &str, target: &str) -> Result<Option<BlockJob>, HypervisorError> {
@@ -246,6 +250,55 @@ impl Hypervisor for Host {
 
     fn quiesce(&self, _: &str, _: Duration) -> Result<(), HypervisorError> {
         Host::quiesce(self)
+    }
+
+    fn begin_pull(&self, _: &str, request: &PullRequest) -> Result<(), HypervisorError> {
+        let fault = self.begin()?;
+        self.world().begin_pull(request, fault).map_err(failed)?;
+        self.end(fault)
+    }
+
+    fn pull_socket(&self, _: &str) -> Result<Option<PathBuf>, HypervisorError> {
+        let world = self.ask()?;
+        let pull = world.machine.process.iter().find_map(|process| process.pull.as_ref());
+        Ok(pull.map(|pull| pull.request.socket.clone()))
+    }
+
+    fn end_pull(&self, _: &str) -> Result<(), HypervisorError> {
+        let fault = self.begin()?;
+        self.world().end_pull(fault).map_err(failed)?;
+        self.end(fault)
+    }
+
+    fn forget_checkpoint(&self, _: &str, checkpoint: &str) -> Result<(), HypervisorError> {
+        let fault = self.begin()?;
+        if !self.world().known_checkpoints.remove(checkpoint) {
+            return Err(failed("no domain checkpoint with that name"));
+        }
+        self.end(fault)
+    }
+
+    fn know_checkpoint(&self, _: &str, checkpoint: &str, targets: &[&str]) -> Result<(), HypervisorError> {
+        let fault = self.begin()?;
+        self.world().know_checkpoint(checkpoint, targets).map_err(failed)?;
+        self.end(fault)
+    }
+
+    fn remove_checkpoint(&self, _: &str, checkpoint: &str, targets: &[&str]) -> Result<(), HypervisorError> {
+        let fault = self.begin()?;
+        if self.world().machine.process.is_none() {
+            return Err(failed("domain is not running"));
+        }
+        self.world().known_checkpoints.insert(checkpoint.to_owned());
+        self.moment();
+        if fault == Some(Interruption::Partly) {
+            return Err(failed("disconnected"));
+        }
+        let removed = self.world().remove_bitmaps(checkpoint, targets);
+        self.moment();
+        self.world().known_checkpoints.remove(checkpoint);
+        removed.map_err(failed)?;
+        self.end(fault)
     }
 
     fn thaw(&self, _: &str, _: Duration) -> Result<(), HypervisorError> {
@@ -301,7 +354,7 @@ impl Hypervisor for Host {
                 self.world().files_locked = false;
                 return Err(failed("interrupted"));
             }
-            self.world().images.change(&base.path).data.insert(block, value);
+            self.world().images.write(&base.path, block, value);
             copied += 1;
             self.moment();
         }

@@ -1,6 +1,6 @@
 //! Image files of the double: what each allocates, what lies below it, and how often it was written to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::hypervisor::Backing;
@@ -23,6 +23,19 @@ pub(super) struct Image {
     pub inode: u64,
     /// Changes with every write.
     pub version: i64,
+    /// By name.
+    pub bitmaps: BTreeMap<String, Bitmap>,
+}
+
+/// A dirty bitmap of an image.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bitmap {
+    /// Blocks written since it was begun.
+    pub dirty: BTreeSet<u64>,
+    /// It is in the file, and not in the memory of QEMU alone.
+    pub stored: bool,
+    /// QEMU died with what it had noted.
+    pub unsound: bool,
 }
 
 impl Image {
@@ -75,7 +88,7 @@ impl Images {
         };
         let backing = below.map(|below| self.as_backing(below));
         let (inode, format) = (self.inodes, format.to_owned());
-        let image = Image { format, blocks, data, backing, inode, version: 0 };
+        let image = Image { format, blocks, data, backing, inode, version: 0, bitmaps: BTreeMap::new() };
         assert!(self.files.insert(path.to_owned(), image).is_none(), "{} is there already", path.display());
     }
 
@@ -83,6 +96,24 @@ impl Images {
         let image = self.files.get_mut(path);
         let image = image.unwrap_or_else(|| panic!("{} is written and is not there", path.display()));
         image.version += 1;
+        image
+    }
+
+    /// Writes a block, which every bitmap notes.
+    pub fn write(&mut self, path: &Path, block: u64, value: u64) {
+        let image = self.change(path);
+        image.data.insert(block, value);
+        for bitmap in image.bitmaps.values_mut() {
+            bitmap.dirty.insert(block);
+        }
+    }
+
+    /// Another file takes the place of this one.
+    pub fn replace(&mut self, path: &Path) -> &mut Image {
+        self.inodes += 1;
+        let inode = self.inodes;
+        let image = self.change(path);
+        image.inode = inode;
         image
     }
 

@@ -38,7 +38,7 @@ impl World {
         let place = |path: &Path| chain.iter().position(|layer| layer == path).unwrap();
         let layers = &chain[place(&job.top)..place(&job.base)];
         if let Some((block, value)) = self.images.unmerged(layers, &job.base) {
-            self.images.change(&job.base).data.insert(block, value);
+            self.images.write(&job.base, block, value);
         } else if job.active {
             self.machine.disk(target).unwrap().job.as_mut().unwrap().ready = true;
         } else {
@@ -87,7 +87,7 @@ impl World {
         let place = disk.chain.iter().position(|layer| *layer == job.base).unwrap();
         let above: Vec<_> = disk.chain.drain(..place).collect();
         while let Some((block, value)) = self.images.unmerged(&above, &job.base) {
-            self.images.change(&job.base).data.insert(block, value);
+            self.images.write(&job.base, block, value);
         }
         let base = self.images.as_backing(&job.base);
         self.follow(target, |layers| {

@@ -34,8 +34,12 @@ impl World {
     fn expect_ours(&self, path: &Path) {
         let shown = path.display();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        assert!(name.contains(".underlay-"), "{shown} is not ours, and is taken away");
-        assert!(!self.machine.uses(path), "{shown} is in use, and is taken away");
+        let of_a_pull = name.starts_with("underlay-") && self.others.contains(path);
+        assert!(of_a_pull || name.contains(".underlay-"), "{shown} is not ours, and is taken away");
+        let pulls = self.machine.process.iter().filter_map(|process| process.pull.as_ref());
+        let listens = pulls.into_iter().any(|pull| pull.request.socket == path);
+        let used = listens || self.machine.uses(path) || self.machine.is_open(path);
+        assert!(!used, "{shown} is in use, and is taken away");
     }
 
     /// A memo must be true whenever it is believed.
@@ -52,7 +56,7 @@ impl World {
 impl Layers for Host {
     fn exists(&self, path: &Path) -> Result<bool, DomainError> {
         let world = self.ask().map_err(|error| file_error("look for", path, error))?;
-        Ok(world.images.contains(path))
+        Ok(world.images.contains(path) || world.others.contains(path))
     }
 
     fn is_open(&self, path: &Path) -> Result<bool, DomainError> {
@@ -102,7 +106,8 @@ impl Layers for Host {
         {
             let mut world = self.world();
             world.expect_ours(path);
-            assert!(world.images.files.remove(path).is_some(), "{} is not there", path.display());
+            let gone = world.others.remove(path) || world.images.files.remove(path).is_some();
+            assert!(gone, "{} is not there", path.display());
         }
         self.end(fault).map_err(|error| file_error("remove", path, error))
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::bitmaps::Shown;
 use crate::hypervisor::{Backing, Definition};
 
 pub(super) const NAME: &str = "web";
@@ -53,6 +54,8 @@ pub(super) struct Process {
     pub frozen: bool,
     /// They will be when the agent comes to it.
     pub freeze_pending: bool,
+    /// What it shows.
+    pub pull: Option<Shown>,
 }
 
 #[derive(Clone, Debug)]
@@ -142,6 +145,10 @@ impl Machine {
     }
 
     pub fn is_open(&self, path: &Path) -> bool {
+        let pulls = self.process.iter().filter_map(|process| process.pull.as_ref());
+        if pulls.flat_map(|pull| &pull.request.disks).any(|disk| disk.scratch == path) {
+            return true;
+        }
         let live = self.process.iter().flat_map(|process| &process.disks);
         live.flat_map(|disk| &disk.chain).any(|layer| layer == path)
     }

@@ -1,5 +1,6 @@
 //! The state machine against a scripted double of everything it acts on.
 
+mod bitmaps;
 mod every_step;
 mod foreign;
 mod guards;
@@ -9,6 +10,7 @@ mod jobs;
 mod local;
 mod machine;
 mod others;
+mod pulls;
 mod repository;
 mod rig;
 mod saved;

@@ -7,7 +7,7 @@ use underlay_store::snapshot::Consistency;
 
 use super::host::{Host, failed};
 use super::images::{BLOCK, Content};
-use super::world::World;
+use super::world::{Interruption, World};
 use crate::backup::{CapturedDisk, CapturedLayer, Outcome};
 use crate::domain::{Capture, DomainError, Frozen};
 use crate::state::Memo;
@@ -69,6 +69,37 @@ impl World {
         read
     }
 
+    /// Reads what a running domain shows: all of it, or what was written since, over what the disk held before. It must be what
+    /// the guest had written when the pull began.
+    fn read_shown(&mut self, frozen: &Frozen<'_>) -> Result<Vec<CapturedDisk>, &'static str> {
+        let pull = self.machine.process.as_ref().and_then(|process| process.pull.clone());
+        let pull = pull.ok_or("nobody listens")?;
+        let mut disks = Vec::new();
+        for disk in &frozen.disks {
+            let live = disk.live.as_ref().expect("all of its disks are shown");
+            if live.socket != pull.request.socket {
+                return Err("nobody listens");
+            }
+            let shown = &pull.disks[&disk.target];
+            let mut content = shown.content.clone();
+            if let Some(since) = &live.since {
+                let dirty = shown.dirty.as_ref().expect("it is told what was written");
+                let before = &self.trees[since];
+                for block in (0..content.len()).filter(|block| !dirty.contains(&(*block as u64))) {
+                    content[block] = before.get(block).copied().unwrap_or_default();
+                }
+            }
+            assert_eq!(content, shown.content, "{}: not all that was written is in its bitmap", disk.target);
+            if !self.forked {
+                let truth = &self.history[&pull.sequence][&disk.target];
+                assert_eq!(content, *truth, "{} is not what its guest wrote", disk.target);
+            }
+            let root = self.plant(&content);
+            disks.push(CapturedDisk { name: disk.target.clone(), root, layers: Vec::new() });
+        }
+        Ok(disks)
+    }
+
     /// A snapshot must be what the guest had written at the moment of the freeze.
     fn expect_exact(&self, frozen: &Frozen<'_>, read: &[Read]) {
         let offline = frozen.consistency == Consistency::Offline;
@@ -98,6 +129,9 @@ impl Capture for Host {
 
     fn capture(&self, frozen: &Frozen<'_>) -> Result<Outcome, DomainError> {
         let fault = self.begin()?;
+        if frozen.disks.iter().any(|disk| disk.live.is_some()) {
+            return self.capture_shown(frozen, fault);
+        }
         let (read, writers) = {
             let mut world = self.world();
             let mut read = Vec::new();
@@ -131,18 +165,47 @@ impl Capture for Host {
             disks.push(read.captured);
         }
         self.end(fault)?;
-        Ok(Outcome {
-            snapshot: SnapshotId::random(),
-            vm: frozen.domain.name.clone(),
-            time: String::new(),
-            disk_bytes: 0,
-            bytes_read: 0,
-            bytes_new: 0,
-            bytes_uploaded: 0,
-            layers_known: total - layers_read,
-            layers_read,
-            seconds: 0.0,
-            disks,
-        })
+        Ok(outcome(frozen, disks, total - layers_read, layers_read))
+    }
+}
+
+impl Host {
+    /// What a running domain shows is read; its disks count as layers that were known if only what was written is.
+    fn capture_shown(
+        &self,
+        frozen: &Frozen<'_>,
+        fault: Option<Interruption>,
+    ) -> Result<Outcome, DomainError> {
+        let disks = self.world().read_shown(frozen).map_err(failed)?;
+        self.moment();
+        // The guest may have ended, and the pull with it.
+        self.world().read_shown(frozen).map_err(failed)?;
+        self.world().snapshots += 1;
+        self.moment();
+        self.end(fault)?;
+        let known =
+            frozen.disks.iter().filter(|disk| disk.live.iter().any(|live| live.since.is_some())).count();
+        Ok(outcome(frozen, disks, known, frozen.disks.len() - known))
+    }
+}
+
+fn outcome(
+    frozen: &Frozen<'_>,
+    disks: Vec<CapturedDisk>,
+    layers_known: usize,
+    layers_read: usize,
+) -> Outcome {
+    Outcome {
+        snapshot: SnapshotId::random(),
+        vm: frozen.domain.name.clone(),
+        time: String::new(),
+        disk_bytes: 0,
+        bytes_read: 0,
+        bytes_new: 0,
+        bytes_uploaded: 0,
+        layers_known,
+        layers_read,
+        seconds: 0.0,
+        disks,
     }
 }

@@ -13,7 +13,7 @@ use super::host::{Host, Killed};
 use super::machine::{Mood, NAME, UUID};
 use super::world::{BASE, Interruption, Layout, World};
 use crate::domain::record::DomainRecord;
-use crate::domain::{DomainError, DomainOutcome, Hands, Lifecycle, Patience, Quiesce, Strategy, Wishes};
+use crate::domain::{Approach, DomainError, DomainOutcome, Hands, Lifecycle, Patience, Quiesce, Wishes};
 
 /// Nobody has to wait for the double.
 const PATIENCE: Patience = Patience {
@@ -106,8 +106,12 @@ impl Rig {
         world.interruptions = interruptions.to_vec();
     }
 
-    pub fn backup(&self, strategy: Strategy, quiesce: Quiesce) -> Option<Result<DomainOutcome, DomainError>> {
-        let wishes = Wishes { strategy: Some(strategy.into()), ..Wishes::default() };
+    pub fn backup(
+        &self,
+        approach: impl Into<Approach>,
+        quiesce: Quiesce,
+    ) -> Option<Result<DomainOutcome, DomainError>> {
+        let wishes = Wishes { strategy: Some(approach.into()), ..Wishes::default() };
         let result = self.run(|lifecycle| lifecycle.backup(NAME, &wishes, quiesce, &self.host));
         self.check();
         if let Some(Ok(DomainOutcome { unfinished: None, .. })) = &result {
@@ -151,6 +155,10 @@ impl Rig {
             assert!(recorded || !frozen, "the guest may be frozen, and nobody knows");
         }
         world.memos.values().for_each(|memo| world.expect_true(memo));
+        record
+            .iter()
+            .filter_map(|record| record.tracking.as_ref())
+            .for_each(|known| world.expect_believed(known));
         for inode in &world.must_survive {
             assert!(world.images.with_inode(*inode).is_some(), "the only copy of what a guest wrote is gone");
         }
@@ -165,8 +173,9 @@ impl Rig {
         let world = self.host.world();
         assert!(!world.machine.frozen(), "the guest is frozen");
         if let Some(record) = &record {
-            assert_eq!(record.operation, None, "something is still to be done");
+            assert_eq!((&record.operation, &record.pull), (&None, &None), "something is still to be done");
         }
+        world.expect_no_pull(record.as_ref());
         if world.foreign || world.unsaved || world.may_leave || !world.must_survive.is_empty() {
             return;
         }
@@ -198,7 +207,8 @@ impl Rig {
     }
 
     /// Nothing interferes any more: all must come in order, and backups be exact and cheap.
-    pub fn finish(&self, strategy: Strategy) {
+    pub fn finish(&self, approach: impl Into<Approach>) {
+        let approach = approach.into();
         {
             let mut world = self.host.world();
             world.interruptions.clear();
@@ -211,7 +221,7 @@ impl Rig {
         let again = self.recover().expect("nobody kills it").expect("it is in order");
         assert!(again.is_empty(), "something was left to do: {again:?}");
         for round in 1..=3 {
-            let done = self.backup(strategy, Quiesce::IfPossible).expect("nobody kills it");
+            let done = self.backup(approach, Quiesce::IfPossible).expect("nobody kills it");
             if let (Err(DomainError::Refused { reason, .. }), true) = (&done, self.host.world().unsaved) {
                 // Definitions that were not saved, and layers that somebody else changed before they were corrected.
                 assert!(reason.contains("after the next start"), "{reason}");
@@ -219,14 +229,19 @@ impl Rig {
             }
             let done = done.unwrap_or_else(|error| panic!("backup {round} failed: {error}"));
             assert!(done.unfinished.is_none(), "backup {round}: {:?}", done.unfinished);
-            if round == 3 && strategy == Strategy::Rotate {
+            if approach == Approach::Bitmap {
+                let tracked = self.record().and_then(|record| record.tracking).expect("a bitmap is believed");
+                assert_eq!(self.host.world().bitmaps_in_use(), [tracked.checkpoint].into(), "backup {round}");
+                assert!(round == 1 || done.outcome.layers_read == 0, "backup {round} read whole disks");
+            }
+            if round == 3 && approach == Approach::Rotate {
                 assert_eq!(done.outcome.layers_read, done.outcome.disks.len(), "more was read than overlays");
             }
             let mut world = self.host.world();
             (0..3).for_each(|_| world.guest_writes());
         }
         self.check();
-        if strategy == Strategy::Rotate && !self.host.world().foreign {
+        if approach == Approach::Rotate && !self.host.world().foreign {
             let base = if self.layout.raw { 1 } else { 2 };
             assert!(self.longest_chain() <= base + 1, "the chain is {} long", self.longest_chain());
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use underlay_store::id::Root;
 
+use super::bitmaps::Ending;
 use super::images::{BLOCK, Content, Images};
 use super::machine::{LiveDisk, Machine, Mood, NAME, Process, Told};
 use crate::domain::Step;
@@ -22,6 +23,8 @@ pub(super) enum Interruption {
     HostCrash,
     /// The guest's process ends.
     GuestStops,
+    /// It is killed.
+    GuestDies,
     /// It ends and is started again, or is started.
     GuestRestarts,
     /// Nova starts the guest anew from its original files.
@@ -95,7 +98,9 @@ pub(super) struct World {
     pub taken: BTreeSet<Step>,
     // What guards look at.
     pub known_snapshots: Vec<String>,
-    pub known_checkpoints: Vec<String>,
+    pub known_checkpoints: BTreeSet<String>,
+    /// What else lies beside the images: scratch files and sockets.
+    pub others: BTreeSet<PathBuf>,
     pub domain_job: Option<String>,
     pub free: u64,
     /// The memory of the stopped domain is kept.
@@ -110,7 +115,7 @@ impl World {
         let mut images = Images::default();
         images.create(Path::new(BASE), "qcow2", 6, None);
         for block in 1..4 {
-            images.change(Path::new(BASE)).data.insert(block, 900 + block);
+            images.write(Path::new(BASE), block, 900 + block);
         }
         let mut machine = Machine {
             nova: layout.nova,
@@ -154,7 +159,8 @@ impl World {
             random: seed | 1,
             taken: BTreeSet::new(),
             known_snapshots: Vec::new(),
-            known_checkpoints: Vec::new(),
+            known_checkpoints: BTreeSet::new(),
+            others: BTreeSet::new(),
             domain_job: None,
             free: 1 << 40,
             saved: false,
@@ -188,10 +194,11 @@ impl World {
             match what {
                 Interruption::Kill => killed = true,
                 Interruption::HostCrash => {
-                    self.stop();
+                    self.end(Ending::Crash);
                     killed = true;
                 }
                 Interruption::GuestStops => self.stop(),
+                Interruption::GuestDies => self.end(Ending::Killed),
                 Interruption::GuestRestarts => {
                     self.stop();
                     self.start();
@@ -222,7 +229,7 @@ impl World {
         for (target, block, value) in writes {
             let active = self.machine.disk(&target).map(|disk| disk.chain[0].clone());
             let active = active.unwrap_or_else(|| panic!("the guest has no disk {target}"));
-            self.images.change(&active).data.insert(block, value);
+            self.images.write(&active, block, value);
             self.guest.get_mut(&target).unwrap()[block as usize] = value;
         }
         self.history.insert(self.sequence, self.guest.clone());
@@ -263,13 +270,19 @@ impl World {
         for path in used {
             self.must_survive.remove(&self.images.get(path).inode);
         }
-        self.machine.process = Some(Process { disks, frozen: false, freeze_pending: false });
+        self.machine.process = Some(Process { disks, frozen: false, freeze_pending: false, pull: None });
         self.guest_writes();
         self.forked = false;
     }
 
     pub fn stop(&mut self) {
+        self.end(Ending::Orderly);
+    }
+
+    /// The guest's process ends, if there is one.
+    pub fn end(&mut self, ending: Ending) {
         let Some(process) = self.machine.process.take() else { return };
+        self.close(&process, ending);
         if self.machine.inactive.is_some() && self.starting_view() == self.guest {
             return;
         }
@@ -305,11 +318,13 @@ impl World {
         }
     }
 
-    fn nova_restarts(&mut self) {
-        if !self.machine.nova || self.files_locked {
+    pub fn nova_restarts(&mut self) {
+        // libvirt forgets no domain with checkpoints.
+        if !self.machine.nova || self.files_locked || !self.known_checkpoints.is_empty() {
             return self.stop();
         }
         let process = self.machine.process.take();
+        process.iter().for_each(|process| self.close(process, Ending::Orderly));
         self.machine.set_persistent(self.machine.at_first());
         if let Some(process) = process.filter(|_| self.starting_view() != self.guest) {
             self.forks(&process);
