@@ -289,39 +289,6 @@ fn exit_codes_say_what_happened() {
 }
 
 #[test]
-fn options_that_have_no_use_are_refused() {
-    let place = Place::with_key();
-    let image = place.image("vm.raw", 5, 51_200);
-    let image = image.to_str().unwrap();
-    let connect = ["--connect", "qemu:///system"];
-    let (backup, into) = (["backup", "--vm", "web", image], ["restore", "web@latest", "--to", "/x"]);
-    let glance = ["restore", "web@latest", "--to-glance", "x"];
-    for (verb, options, expected) in [
-        (&backup[..], &connect[..], "--connect has no use without --domain or --all or --instance"),
-        (&backup, &["--dry-run"], "--dry-run has no use without --domain"),
-        (&backup, &["--strategy", "pivot"], "--strategy has no use without --domain"),
-        (&backup, &["--exclude-disk", "vda"], "--exclude-disk has no use without --domain"),
-        (&backup, &["--os-cloud", "home"], "--os-cloud has no use without --instance or --all-instances"),
-        (&backup, &["--no-api"], "--no-api has no use without --instance"),
-        (&["backup", "--domain", "web"], &["--os-cloud", "home"], "--os-cloud has no use without --instance"),
-        (
-            &["backup", "--instance", "u", "--no-api"],
-            &["--os-cloud", "home"],
-            "'--no-api' cannot be used with",
-        ),
-        (&into, &connect, "--connect has no use without --define or --to-instance"),
-        (&into, &["--os-cloud", "home"], "--os-cloud has no use without --to-glance or --to-instance"),
-        (&glance, &connect, "--connect has no use without --define"),
-    ] {
-        let told = place.fails(2, &[verb, options].concat());
-        assert!(told.contains(expected), "{verb:?} {options:?}: {told}");
-    }
-    assert_eq!(place.json(&["list"]), Value::Array(Vec::new()), "nothing was backed up");
-    // A variable is there for other calls.
-    answer(&place.command(&backup).env("UNDERLAY_CONNECT", "qemu:///system").output().unwrap());
-}
-
-#[test]
 fn damage_is_found_named_and_never_restored() {
     let place = Place::with_key();
     let (good, bad) = (place.image("good.raw", 6, 204_800), place.image("bad.raw", 7, 204_800));

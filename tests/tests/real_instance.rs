@@ -41,7 +41,7 @@ impl Site {
         Self { underlay, instance, libvirtd }
     }
 
-    fn into_itself(&self) -> Command {
+    fn restore_to_instance(&self) -> Command {
         self.underlay.command(["restore", "web@latest", "--to-instance", UUID])
     }
 
@@ -72,7 +72,7 @@ fn what_a_killed_restore_left_in_an_instance_is_removed_by_the_next() {
         qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), disk.to_str().unwrap()]);
         fs::remove_file(raw).unwrap();
     });
-    let mut killed = spawn(&mut site.into_itself()).unwrap();
+    let mut killed = spawn(&mut site.restore_to_instance()).unwrap();
     let start = Instant::now();
     let begun = |name: &String| name.starts_with(".disk.restored-") && name.contains(".underlay-partial-");
     while !site.files().iter().any(begun) {
@@ -90,7 +90,7 @@ fn what_a_killed_restore_left_in_an_instance_is_removed_by_the_next() {
     others.iter().for_each(|name| fs::write(place(name), "x").unwrap());
     fs::hard_link(place("disk"), site.libvirtd.folder().join("as it was")).unwrap();
 
-    let done = output(&mut site.into_itself()).unwrap();
+    let done = output(&mut site.restore_to_instance()).unwrap();
     assert_eq!(done.status.code(), Some(0), "{}", told(&done));
     let removed: Vec<_> =
         told(&done).lines().filter(|line| line.starts_with("note: removed ")).map(str::to_owned).collect();
