@@ -26,6 +26,7 @@ pub mod record;
 mod recover;
 mod run;
 mod steps;
+mod tracking;
 
 use std::time::Duration;
 

@@ -16,7 +16,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::parse::{Subject, subject};
 use super::program::{CommandLine, Wait};
-use super::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest};
+use super::{
+    Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest, Written,
+};
 
 /// How long to wait for an answer.
 const READING: Duration = Duration::from_secs(120);
@@ -309,6 +311,14 @@ impl Hypervisor for Virsh {
 
     fn end_pull(&self, domain: &str) -> Result<(), HypervisorError> {
         self.change(domain, &self.about("domjobabort", &self.reference(domain)?), Some(PROMPT))
+    }
+
+    fn begin_checkpoint(&self, domain: &str, name: &str, targets: &[&str]) -> Result<(), HypervisorError> {
+        self.create_checkpoint(domain, name, targets, None, &[])
+    }
+
+    fn written_since(&self, domain: &str, checkpoint: &str) -> Result<Written, HypervisorError> {
+        self.written(domain, checkpoint)
     }
 
     fn forget_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {
