@@ -134,8 +134,11 @@ impl Lifecycle<'_> {
             disks.filter(|disk| !disk.read_only).map(|disk| disk.target.as_str()).collect();
         let mut left = BTreeSet::new();
         for checkpoint in &record.stale_checkpoints {
-            // Each disk by itself: some may not have it.
+            // All disks at once; then each by itself, for some may not have it.
             for bitmap in [checkpoint.clone(), witness_of(checkpoint)] {
+                if self.hands.remove_checkpoint(name, &bitmap, &targets).is_ok() {
+                    continue;
+                }
                 for target in &targets {
                     if !self.remove_bitmap(name, &bitmap, target)? {
                         left.insert(checkpoint.clone());
