@@ -22,6 +22,7 @@ fn belongs(step: Step, strategy: &str) -> bool {
         Step::Thaw | Step::Pivot | Step::CommitStopped | Step::Define | Step::SetAside => false,
         // Those of bitmaps: `real_domain_bitmap` has them.
         Step::Quiesce
+        | Step::BeginCheckpoint
         | Step::BeginPull
         | Step::EndPull
         | Step::Resume

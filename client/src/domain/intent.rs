@@ -2,6 +2,7 @@
 
 use super::plan::{self, Approach, Facts, Wishes};
 use super::record::{FrozenDisk, Strategy};
+use super::tracking::new_checkpoint;
 use super::{DomainError, Lifecycle, guards};
 
 /// What a backup of a domain would do.
@@ -49,7 +50,7 @@ impl Lifecycle<'_> {
             match recovers {
                 // Its job is still there, and would be refused.
                 true => guards::guard_bitmaps(name, &selection)?,
-                false => drop(self.pull_request(&domain, &selection, wishes)?),
+                false => drop(self.pull_request(&domain, &selection, wishes, &new_checkpoint())?),
             }
             intent.strategy = Some(Approach::Bitmap);
             let read = selection.disks.iter().map(|disk| {

@@ -27,6 +27,7 @@ pub mod record;
 mod recover;
 mod run;
 mod steps;
+mod tracking;
 mod watch;
 
 use std::time::Duration;

@@ -8,26 +8,21 @@
 //! before, and begins the next bitmap. The hypervisor's records of checkpoints are dropped as soon as it is under way, for they would
 //! be in the way of whoever else manages the domain; it is told of the old one again when it is needed.
 //!
-//! A bitmap is believed only if the files are the same, libvirt finds it in all of them and sound, and a snapshot still holds what
-//! the disks held when it was begun. Everything else is answered by reading all of the disks.
+//! Which bitmaps are believed is a matter of [`tracking`](super::tracking). All else is answered by reading all of the disks.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use underlay_store::id::RepositoryId;
 use underlay_store::snapshot::Consistency;
 
-use crate::backup::Outcome;
 use crate::hypervisor::{Domain, HypervisorError, PullRequest, PulledDisk};
 
 use super::plan::{self, SelectedDisk, Selection};
-use super::record::{DomainRecord, FileIdentity, Pull, TrackedDisk, Tracking};
+use super::record::{DomainRecord, Pull, Tracking};
 use super::run::{Capture, DomainOutcome, LiveExport};
+use super::tracking::{new_checkpoint, tracking, witness_of};
 use super::{Approach, DomainError, Lifecycle, Quiesce, Wishes, guards};
 
-/// Every checkpoint's name begins with this.
-pub(super) const MARK: &str = "underlay-";
 /// libvirt removes the files of a pull a moment after it ended.
 const LINGERING: Duration = Duration::from_secs(2);
 /// Bytes of a path that a socket can have.
@@ -45,19 +40,19 @@ impl Lifecycle<'_> {
         capture: &dyn Capture,
     ) -> Result<DomainOutcome, DomainError> {
         let name = &domain.name;
-        let mut request = self.pull_request(domain, selection, wishes)?;
+        let checkpoint = new_checkpoint();
+        let mut request = self.pull_request(domain, selection, wishes, &checkpoint)?;
         let with_agent = self.asks_agent(domain, quiesce)?;
         // From here on libvirt may know checkpoints of ours.
         record.pull = Some(Pull {
-            checkpoint: request.checkpoint.clone(),
+            checkpoint: checkpoint.clone(),
             socket: request.socket.clone(),
             scratch: request.disks.iter().map(|disk| disk.scratch.clone()).collect(),
         });
         record.thaw_pending = with_agent;
         self.hands.store(record)?;
         let begun = self.tracked(name, record, selection, capture.repository()).and_then(|tracked| {
-            request.since = tracked.as_ref().map(|known| known.checkpoint.clone());
-            Ok((self.begin_pull(name, record, &request, with_agent, quiesce)?, tracked))
+            self.begin_pull(name, record, &checkpoint, &mut request, with_agent.then_some(quiesce), tracked)
         });
         let read = begun.and_then(|(consistency, tracked)| {
             let exports = |disk: &SelectedDisk| {
@@ -72,7 +67,7 @@ impl Lifecycle<'_> {
             let files = files
                 .into_iter()
                 .filter(|(_, file)| self.hands.file(&file.path).is_ok_and(|now| now == *file));
-            Ok((consistency, tracking(&request, &outcome, files.collect(), capture.repository()), outcome))
+            Ok((consistency, tracking(&checkpoint, &outcome, files.collect(), capture.repository()), outcome))
         });
         match read {
             Ok((consistency, tracking, outcome)) => {
@@ -87,7 +82,7 @@ impl Lifecycle<'_> {
             }
             Err(error) => {
                 // What began with it is of no use: no snapshot holds what the disks held then.
-                record.stale_checkpoints.insert(request.checkpoint.clone());
+                record.stale_checkpoints.insert(checkpoint);
                 let error = match self.end_pull(name, record) {
                     Ok(()) => error,
                     Err(second) => {
@@ -109,8 +104,8 @@ impl Lifecycle<'_> {
         domain: &Domain,
         selection: &Selection,
         wishes: &Wishes,
+        checkpoint: &str,
     ) -> Result<PullRequest, DomainError> {
-        let nonce = plan::nonce();
         guards::guard(domain, &self.facts(&domain.name, selection)?, wishes)?;
         guards::guard_bitmaps(&domain.name, selection)?;
         let folder = |disk: &SelectedDisk| match &wishes.overlay_folder {
@@ -132,12 +127,12 @@ impl Lifecycle<'_> {
             let (target, folder) = (&disk.target, folder(disk));
             let size = self.hands.capacity(&domain.name, target)?;
             wanted.push((folder.clone(), self.hands.free_space(&folder)?, size));
-            let scratch = folder.join(format!("{MARK}{nonce}.{target}.scratch"));
+            let scratch = folder.join(format!("{checkpoint}.{target}.scratch"));
             disks.push(PulledDisk { target: target.clone(), scratch });
         }
         guards::guard_space(&domain.name, &wanted)?;
-        let socket = self.socket(domain, wishes, &folder(&selection.disks[0]), &nonce)?;
-        Ok(PullRequest { checkpoint: format!("{MARK}{nonce}"), since: None, socket, disks })
+        let socket = self.socket(domain, wishes, &folder(&selection.disks[0]), checkpoint)?;
+        Ok(PullRequest { checkpoint: witness_of(checkpoint), since: None, socket, disks })
     }
 
     /// A place where QEMU can make a socket: the folder that the user names, the domain's own, or beside the first disk.
@@ -146,7 +141,7 @@ impl Lifecycle<'_> {
         domain: &Domain,
         wishes: &Wishes,
         beside: &Path,
-        nonce: &str,
+        checkpoint: &str,
     ) -> Result<PathBuf, DomainError> {
         let own = match &wishes.overlay_folder {
             None => self.hands.run_folder(&domain.name)?,
@@ -154,7 +149,7 @@ impl Lifecycle<'_> {
         };
         let own = own.filter(|folder| self.hands.exists(folder).unwrap_or(false));
         let folder = own.or_else(|| wishes.overlay_folder.clone()).unwrap_or_else(|| beside.to_owned());
-        let socket = folder.join(format!("{MARK}{nonce}.sock"));
+        let socket = folder.join(format!("{checkpoint}.sock"));
         match socket.as_os_str().len() {
             0..=LONGEST_SOCKET => Ok(socket),
             length => Err(plan::refused(
@@ -168,67 +163,29 @@ impl Lifecycle<'_> {
         }
     }
 
-    /// The bitmaps to read by, if they are to be believed. libvirt knows their checkpoint then.
-    fn tracked(
-        &self,
-        name: &str,
-        record: &DomainRecord,
-        selection: &Selection,
-        repository: RepositoryId,
-    ) -> Result<Option<Tracking>, DomainError> {
-        let Some(known) = &record.tracking else { return Ok(None) };
-        let problem = if known.repository != repository {
-            Some("the bitmaps belong to backups to another repository".to_owned())
-        } else {
-            self.changed_file(known, selection)?
-        };
-        let problem = problem.or_else(|| {
-            let targets: Vec<&str> = selection.disks.iter().map(|disk| disk.target.as_str()).collect();
-            let told = self.hands.know_checkpoint(name, &known.checkpoint, &targets);
-            told.err().map(|error| format!("the bitmap {} cannot be used ({error})", known.checkpoint))
-        });
-        if let Some(problem) = problem {
-            self.notice(name, &format!("{problem}: all of its disks is read"));
-            return Ok(None);
-        }
-        Ok(Some(known.clone()))
-    }
-
-    /// The first disk that is not what it was when its bitmap was begun.
-    fn changed_file(&self, known: &Tracking, selection: &Selection) -> Result<Option<String>, DomainError> {
-        for disk in &selection.disks {
-            let target = &disk.target;
-            match known.disks.get(target) {
-                None => return Ok(Some(format!("disk {target} has no bitmap"))),
-                Some(tracked) if self.hands.file(&disk.active.path)? != tracked.file => {
-                    return Ok(Some(format!("disk {target} is another file than before")));
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(None)
-    }
-
-    /// The files of the disks, by target.
-    fn files(&self, selection: &Selection) -> Result<BTreeMap<String, FileIdentity>, DomainError> {
-        let file = |disk: &SelectedDisk| Ok((disk.target.clone(), self.hands.file(&disk.active.path)?));
-        selection.disks.iter().map(file).collect()
-    }
-
-    /// Begins the pull, and drops libvirt's records of checkpoints. When this fails it may be under way.
+    /// Begins the bitmap that the next backup will read by, then the pull with its witness, and drops libvirt's records of checkpoints. What
+    /// is exported as written is since `tracked`, if that is still believed. When this fails the pull may be under way.
     fn begin_pull(
         &self,
         name: &str,
         record: &mut DomainRecord,
-        request: &PullRequest,
-        with_agent: bool,
-        quiesce: Quiesce,
-    ) -> Result<Consistency, DomainError> {
-        let frozen = match with_agent {
-            true => self.quiesce(name, record, quiesce)?,
-            false => false,
+        checkpoint: &str,
+        request: &mut PullRequest,
+        agent: Option<Quiesce>,
+        tracked: Option<Tracking>,
+    ) -> Result<(Consistency, Option<Tracking>), DomainError> {
+        let frozen = match agent {
+            Some(quiesce) => self.quiesce(name, record, quiesce)?,
+            None => false,
         };
-        let begun = self.hands.begin_pull(name, request);
+        // While the guest is frozen, for then the bitmaps do not change.
+        let tracked = self.vouched(name, tracked);
+        request.since = tracked.as_ref().map(|known| known.checkpoint.clone());
+        let targets: Vec<&str> = request.disks.iter().map(|disk| disk.target.as_str()).collect();
+        let begun = self
+            .hands
+            .begin_checkpoint(name, checkpoint, &targets)
+            .and_then(|()| self.hands.begin_pull(name, request));
         // At once: libvirt refuses to undefine a domain with checkpoints, and others do that when they start it anew.
         let forgotten = self.forget_checkpoints(name, record);
         let thawed = if frozen { self.thaw(name, record) } else { Ok(()) };
@@ -238,7 +195,7 @@ impl Lifecycle<'_> {
             // It stays recorded, and is tried again when the backup is done.
             self.notice(name, &error.to_string());
         }
-        Ok(if frozen { Consistency::Filesystem } else { Consistency::Crash })
+        Ok((if frozen { Consistency::Filesystem } else { Consistency::Crash }, tracked))
     }
 
     /// Freezes the guest's file systems, if they can be; whether they are.
@@ -246,16 +203,6 @@ impl Lifecycle<'_> {
         let Err(error) = self.hands.quiesce(name, self.patience.quiesce) else { return Ok(true) };
         self.go_on_unfrozen(name, record, &error, quiesce)?;
         Ok(false)
-    }
-
-    /// Drops libvirt's records of all checkpoints of ours; their bitmaps stay.
-    pub(super) fn forget_checkpoints(&self, name: &str, record: &DomainRecord) -> Result<(), DomainError> {
-        for checkpoint in self.hands.checkpoints(name)? {
-            if is_ours(record, &checkpoint) {
-                self.hands.forget_checkpoint(name, &checkpoint)?;
-            }
-        }
-        Ok(())
     }
 
     /// Ends a pull that was begun, wherever it is, and removes what it leaves behind. What is recorded otherwise stays.
@@ -335,26 +282,4 @@ impl Lifecycle<'_> {
         self.end_pull(name, record)?;
         Ok(Some("an interrupted pull of its disks is ended".to_owned()))
     }
-}
-
-/// Whether a checkpoint is one that this record knows of.
-fn is_ours(record: &DomainRecord, checkpoint: &str) -> bool {
-    let current = record.pull.as_ref().map(|pull| &pull.checkpoint);
-    let tracked = record.tracking.as_ref().map(|known| &known.checkpoint);
-    let known = current.into_iter().chain(tracked).chain(&record.stale_checkpoints);
-    checkpoint.starts_with(MARK) && known.into_iter().any(|known| known == checkpoint)
-}
-
-/// What is known once a snapshot holds what was read.
-fn tracking(
-    request: &PullRequest,
-    outcome: &Outcome,
-    files: BTreeMap<String, FileIdentity>,
-    repository: RepositoryId,
-) -> Tracking {
-    let disks = files.into_iter().filter_map(|(target, file)| {
-        let read = outcome.disks.iter().find(|read| read.name == target)?;
-        Some((target, TrackedDisk { file, root: read.root }))
-    });
-    Tracking { checkpoint: request.checkpoint.clone(), repository, disks: disks.collect() }
 }

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::hypervisor::{Backing, BlockJob, Domain, Hypervisor, HypervisorError, Overlay, PullRequest};
+use crate::hypervisor::{
+    Backing, BlockJob, Domain, Hypervisor, HypervisorError, Overlay, PullRequest, Written,
+};
 use crate::image::LayerIdentity;
 use crate::state::StateError;
 
@@ -35,6 +37,8 @@ pub enum Step {
     Pivot,
     /// An overlay of a stopped domain is merged.
     CommitStopped,
+    /// A checkpoint begins by itself.
+    BeginCheckpoint,
     /// A pull begins, and with it a checkpoint.
     BeginPull,
     /// A pull is ended.
@@ -237,6 +241,10 @@ impl<'a> Hands<'a> {
         self.hypervisor.pull_socket(domain)
     }
 
+    pub(super) fn written_since(&self, domain: &str, checkpoint: &str) -> Result<Written, HypervisorError> {
+        self.hypervisor.written_since(domain, checkpoint)
+    }
+
     pub(super) fn flush(&self, path: &Path) -> Result<(), DomainError> {
         self.layers.flush(path)
     }
@@ -279,6 +287,15 @@ impl Hands<'_> {
 
     pub(super) fn quiesce(&self, domain: &str, patience: Duration) -> Result<(), HypervisorError> {
         self.step(Step::Quiesce, || self.hypervisor.quiesce(domain, patience))
+    }
+
+    pub(super) fn begin_checkpoint(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        self.step(Step::BeginCheckpoint, || self.hypervisor.begin_checkpoint(domain, checkpoint, targets))
     }
 
     pub(super) fn begin_pull(&self, domain: &str, request: &PullRequest) -> Result<(), HypervisorError> {

@@ -15,6 +15,7 @@ mod pull;
 mod redirect;
 mod virsh;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,6 +89,9 @@ pub struct BlockJob {
     /// It has copied all there was, and waits to be told to pivot.
     pub ready: bool,
 }
+
+/// Bytes that dirty bitmaps have noted as written, by disk.
+pub type Written = BTreeMap<String, u64>;
 
 /// What drives virtual machines.
 ///
@@ -180,6 +184,21 @@ pub trait Hypervisor: Send + Sync {
     /// Lets a paused domain go on.
     fn resume(&self, _domain: &str) -> Result<(), HypervisorError> {
         Err(HypervisorError::unsupported("letting domains go on"))
+    }
+
+    /// Begins a checkpoint by itself, in all these disks at one moment.
+    fn begin_checkpoint(
+        &self,
+        _domain: &str,
+        _checkpoint: &str,
+        _targets: &[&str],
+    ) -> Result<(), HypervisorError> {
+        Err(HypervisorError::unsupported("checkpoints"))
+    }
+
+    /// What the bitmaps of a checkpoint that is known have noted.
+    fn written_since(&self, _domain: &str, _checkpoint: &str) -> Result<Written, HypervisorError> {
+        Err(HypervisorError::unsupported("checkpoints"))
     }
 
     /// Drops the hypervisor's record of a checkpoint, and leaves its bitmaps alone.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::Document;
 
+use super::Written;
 use super::edit::escaped;
 use super::parse::child;
 
@@ -83,6 +84,16 @@ pub(super) fn socket_of(xml: &str) -> Option<PathBuf> {
     server.attribute("socket").map(PathBuf::from)
 }
 
+/// The bytes that libvirt says each disk of a checkpoint has noted as written; none of those that it does not say.
+pub(super) fn written_in(xml: &str) -> Written {
+    let Ok(document) = Document::parse(xml) else { return Written::new() };
+    let disks = child(document.root_element(), "disks").into_iter().flat_map(|disks| disks.children());
+    let written = |disk: roxmltree::Node<'_, '_>| {
+        Some((disk.attribute("name")?.to_owned(), disk.attribute("size")?.parse().ok()?))
+    };
+    disks.filter_map(written).collect()
+}
+
 fn path(path: &Path) -> String {
     escaped(&path.display().to_string())
 }
@@ -119,6 +130,15 @@ mod tests {
             "<domaincheckpoint><name>underlay-2</name><disks><disk name='vda' checkpoint='bitmap' bitmap='underlay-2'/>\
              <disk name='hda' checkpoint='no'/></disks></domaincheckpoint>"
         );
+    }
+
+    #[test]
+    fn what_a_checkpoint_has_noted_is_told_where_libvirt_says_it() {
+        let xml = "<domaincheckpoint><name>a</name><disks>\
+                   <disk name='vda' checkpoint='bitmap' bitmap='a' size='196608'/><disk name='vdb' checkpoint='bitmap'/>\
+                   </disks><domain><devices><disk name='vdc' size='7'/></devices></domain></domaincheckpoint>";
+        assert_eq!(written_in(xml), [("vda".to_owned(), 196_608)].into());
+        assert_eq!(written_in("nothing"), Written::new());
     }
 
     #[test]

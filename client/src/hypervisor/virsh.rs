@@ -4,6 +4,7 @@
 //! looks for a name. The texts of errors come from libvirtd and follow *its* language, so that nothing is decided from
 //! them; what virsh says itself is English here.
 
+mod agent;
 mod answers;
 mod arguments;
 mod pull;
@@ -16,15 +17,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::parse::{Subject, subject};
 use super::program::{CommandLine, Wait};
-use super::{Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest};
+use super::{
+    Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest, Written,
+};
 
 /// How long to wait for an answer.
 const READING: Duration = Duration::from_secs(120);
 /// How long to wait for what libvirtd does at once, if it does anything at all.
 const PROMPT: Duration = Duration::from_secs(600);
-/// libvirt's own patience with a guest's agent: it finds out within seconds whether there is one, then waits for ever.
-const USUAL_PATIENCE: &str = "-2";
-
 /// libvirt, driven by `virsh`; images that nobody has open are merged by `qemu-img`.
 #[derive(Clone, Debug)]
 pub struct Virsh {
@@ -118,34 +118,6 @@ impl Virsh {
     /// Whether a process runs it.
     fn is_running(&self, domain: &str) -> Result<bool, HypervisorError> {
         Ok(self.dump(domain, &[])?.0.running)
-    }
-
-    /// How long libvirt waits for the guest's agent from now on; without `patience` as long as it usually does.
-    fn wait_for_agent(
-        &self,
-        domain: &str,
-        reference: &OsStr,
-        patience: Option<Duration>,
-    ) -> Result<(), HypervisorError> {
-        let patience = patience.map_or_else(|| USUAL_PATIENCE.to_owned(), arguments::seconds);
-        let command = self.about("guest-agent-timeout", reference).args(["--timeout", &patience]);
-        self.change(domain, &command, Some(PROMPT))
-    }
-
-    /// Does what talks to the guest's agent, with a bounded patience meanwhile.
-    fn with_patience<T>(
-        &self,
-        domain: &str,
-        patience: Duration,
-        talk: impl FnOnce(&OsStr) -> Result<T, HypervisorError>,
-    ) -> Result<T, HypervisorError> {
-        let reference = self.reference(domain)?;
-        self.wait_for_agent(domain, &reference, Some(patience))?;
-        let result = talk(&reference);
-        if let Err(error) = self.wait_for_agent(domain, &reference, None) {
-            tracing::warn!(%error, domain, "libvirt will go on waiting only {patience:?} for the guest's agent");
-        }
-        result
     }
 
     /// Refuses what would not be frozen where it is asked to be: libvirt would make the snapshot of a stopped domain, too, and
@@ -309,6 +281,14 @@ impl Hypervisor for Virsh {
 
     fn end_pull(&self, domain: &str) -> Result<(), HypervisorError> {
         self.change(domain, &self.about("domjobabort", &self.reference(domain)?), Some(PROMPT))
+    }
+
+    fn begin_checkpoint(&self, domain: &str, name: &str, targets: &[&str]) -> Result<(), HypervisorError> {
+        self.create_checkpoint(domain, name, targets, None, &[])
+    }
+
+    fn written_since(&self, domain: &str, checkpoint: &str) -> Result<Written, HypervisorError> {
+        self.written(domain, checkpoint)
     }
 
     fn forget_checkpoint(&self, domain: &str, checkpoint: &str) -> Result<(), HypervisorError> {

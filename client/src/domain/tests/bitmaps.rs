@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::images::{Bitmap, Content};
+use super::images::{BLOCK, Bitmap, Content};
 use super::machine::Process;
 use super::world::{Interruption, World};
 use crate::domain::record::{DomainRecord, Tracking};
@@ -126,6 +126,39 @@ impl World {
         Ok(())
     }
 
+    pub fn begin_checkpoint(&mut self, name: &str, targets: &[&str]) -> Result<(), &'static str> {
+        for target in targets {
+            let active = self.active(target)?;
+            if self.images.get(&active).bitmaps.contains_key(name) {
+                return Err("there is a bitmap of that name");
+            }
+        }
+        for target in targets {
+            let active = self.active(target)?;
+            let image = self.images.files.get_mut(&active).expect("a layer is there");
+            image.bitmaps.insert(name.to_owned(), Bitmap::default());
+        }
+        if !self.lose_definition {
+            self.known_checkpoints.insert(name.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Bytes that the bitmaps of that name have noted.
+    pub fn written_since(&mut self, name: &str) -> Result<BTreeMap<String, u64>, &'static str> {
+        if !self.known_checkpoints.contains(name) {
+            return Err("no domain checkpoint with that name");
+        }
+        let mut written = BTreeMap::new();
+        for target in self.guest.keys().cloned().collect::<Vec<_>>() {
+            if let Ok(bitmap) = self.sound(&target, name) {
+                let noted = bitmap.dirty.len() as u64 * BLOCK;
+                written.insert(target, noted);
+            }
+        }
+        Ok(written)
+    }
+
     pub fn end_pull(&mut self, fault: Option<Interruption>) -> Result<(), &'static str> {
         let process = self.machine.process.as_mut().ok_or("domain is not running")?;
         let pull = process.pull.take().ok_or("no job is active")?;
@@ -177,6 +210,11 @@ impl World {
             else {
                 continue;
             };
+            let [_, witness] = with_witness(&tracking.checkpoint);
+            let witness = image.bitmaps.get(&witness).filter(|witness| !witness.unsound);
+            if witness.is_none_or(|witness| witness.dirty.len() > bitmap.dirty.len()) {
+                continue;
+            }
             let then = &self.trees[&disk.root];
             for (block, now) in (0..).zip(self.images.view(&self.images.chain(path))) {
                 let same = now == then.get(block as usize).copied().unwrap_or_default();
@@ -195,8 +233,14 @@ impl World {
         assert_eq!(pulls.count(), 0, "a pull goes on");
         let tracked = record.and_then(|record| record.tracking.as_ref()).map(|known| &known.checkpoint);
         let stale = record.into_iter().flat_map(|record| &record.stale_checkpoints);
-        let known: BTreeSet<_> = tracked.into_iter().chain(stale).cloned().collect();
+        let known: BTreeSet<_> =
+            tracked.into_iter().chain(stale).flat_map(|name| with_witness(name)).collect();
         let left: Vec<_> = self.bitmaps_in_use().difference(&known).cloned().collect();
         assert!(left.is_empty(), "bitmaps that nobody knows of: {left:?}");
     }
+}
+
+/// The names of a bitmap and its witness.
+pub(super) fn with_witness(name: &str) -> [String; 2] {
+    [name.to_owned(), format!("{name}-witness")]
 }

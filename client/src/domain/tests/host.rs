@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::machine::{Mood, NAME};
 use super::world::{Interruption, World};
 use crate::hypervisor::{
-    Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest,
+    Backing, BlockJob, Definition, Domain, Hypervisor, HypervisorError, Overlay, PullRequest, Written,
 };
 
 /// What a killed run panics with.
@@ -268,6 +268,17 @@ impl Hypervisor for Host {
         let fault = self.begin()?;
         self.world().end_pull(fault).map_err(failed)?;
         self.end(fault)
+    }
+
+    fn begin_checkpoint(&self, _: &str, checkpoint: &str, targets: &[&str]) -> Result<(), HypervisorError> {
+        let fault = self.begin()?;
+        self.world().begin_checkpoint(checkpoint, targets).map_err(failed)?;
+        self.end(fault)
+    }
+
+    fn written_since(&self, _: &str, checkpoint: &str) -> Result<Written, HypervisorError> {
+        let mut world = self.ask()?;
+        world.written_since(checkpoint).map_err(failed)
     }
 
     fn forget_checkpoint(&self, _: &str, checkpoint: &str) -> Result<(), HypervisorError> {

@@ -1,6 +1,7 @@
 //! A backup by bitmap that is interrupted at every moment, and what others do before underlay runs again.
 
 use super::bitmaps::Ending;
+use super::images::Bitmap;
 use super::rig::Rig;
 use super::world::{Interruption, Layout, World};
 use crate::domain::{Approach, Quiesce, Strategy};
@@ -16,10 +17,14 @@ enum Deed {
     /// Other files, with other content, and with bitmaps of the same names.
     ReplacesDisks,
     RemovesBitmaps,
+    /// Under their names: those that are read by, or their witnesses.
+    MakesBitmapsAgain {
+        witnesses: bool,
+    },
     BacksUpByPivot,
 }
 
-const DEEDS: [Deed; 8] = [
+const DEEDS: [Deed; 10] = [
     Deed::Nothing,
     Deed::KillsQemu,
     Deed::Restarts,
@@ -27,13 +32,18 @@ const DEEDS: [Deed; 8] = [
     Deed::Undefines,
     Deed::ReplacesDisks,
     Deed::RemovesBitmaps,
+    Deed::MakesBitmapsAgain { witnesses: false },
+    Deed::MakesBitmapsAgain { witnesses: true },
     Deed::BacksUpByPivot,
 ];
 
 impl Deed {
     /// Whether the bitmaps that were believed can be believed still.
     fn keeps_bitmaps(self) -> bool {
-        matches!(self, Self::Nothing | Self::Restarts | Self::RebootsHard)
+        matches!(
+            self,
+            Self::Nothing | Self::Restarts | Self::RebootsHard | Self::MakesBitmapsAgain { witnesses: true }
+        )
     }
 }
 
@@ -58,6 +68,17 @@ impl World {
         self.stop();
         let (_, layers) = self.machine.persistent().pop().expect("there is a disk");
         self.images.files.get_mut(&layers[0].path).expect("it is there").bitmaps.clear();
+        self.start();
+    }
+
+    /// Bitmaps of a stopped domain are removed and made again.
+    fn make_bitmaps_again(&mut self, witnesses: bool) {
+        self.stop();
+        for (_, layers) in self.machine.persistent() {
+            let image = self.images.files.get_mut(&layers[0].path).expect("it is there");
+            let again = image.bitmaps.iter_mut().filter(|(name, _)| name.ends_with("-witness") == witnesses);
+            again.for_each(|(_, bitmap)| *bitmap = Bitmap { stored: true, ..Bitmap::default() });
+        }
         self.start();
     }
 
@@ -112,6 +133,9 @@ fn happens(rig: &Rig, deed: Deed) -> bool {
         }
         Deed::ReplacesDisks => rig.host.world().replace_disks(),
         Deed::RemovesBitmaps => rig.host.world().remove_all_bitmaps(),
+        Deed::MakesBitmapsAgain { witnesses } => {
+            rig.host.world().make_bitmaps_again(witnesses);
+        }
         Deed::BacksUpByPivot => {
             let done = rig.backup(Strategy::Pivot, Quiesce::IfPossible).unwrap().unwrap();
             assert!(done.unfinished.is_none(), "{:?}", done.unfinished);

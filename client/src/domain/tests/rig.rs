@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use underlay_store::progress::Progress;
 
+use super::bitmaps::with_witness;
 use super::host::{Host, Killed};
 use super::machine::{Mood, NAME, UUID};
 use super::world::{BASE, Interruption, Layout, World};
@@ -231,7 +232,11 @@ impl Rig {
             assert!(done.unfinished.is_none(), "backup {round}: {:?}", done.unfinished);
             if approach == Approach::Bitmap {
                 let tracked = self.record().and_then(|record| record.tracking).expect("a bitmap is believed");
-                assert_eq!(self.host.world().bitmaps_in_use(), [tracked.checkpoint].into(), "backup {round}");
+                assert_eq!(
+                    self.host.world().bitmaps_in_use(),
+                    with_witness(&tracked.checkpoint).into(),
+                    "backup {round}"
+                );
                 assert!(round == 1 || done.outcome.layers_read == 0, "backup {round} read whole disks");
             }
             if round == 3 && approach == Approach::Rotate {

@@ -8,8 +8,8 @@ use tempfile::NamedTempFile;
 
 use super::{PROMPT, Virsh, answers, arguments};
 use crate::hypervisor::program::{CommandLine, Wait};
-use crate::hypervisor::pull::{checkpoint_xml, socket_of};
-use crate::hypervisor::{Definition, HypervisorError, PullRequest};
+use crate::hypervisor::pull::{checkpoint_xml, socket_of, written_in};
+use crate::hypervisor::{Definition, HypervisorError, PullRequest, Written};
 
 /// Where libvirt keeps a folder for each running domain, which its QEMU may write to and which goes with it.
 const PRIVATE_FOLDERS: &str = "/var/lib/libvirt/qemu";
@@ -58,13 +58,31 @@ impl Virsh {
         targets: &[&str],
         options: &[&str],
     ) -> Result<(), HypervisorError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let options: Vec<&str> = ["--redefine"].iter().chain(options).copied().collect();
+        self.create_checkpoint(domain, checkpoint, targets, Some(now), &options)
+    }
+
+    /// A new checkpoint; one that was `made` already is one to be known again, with the options for that.
+    pub(super) fn create_checkpoint(
+        &self,
+        domain: &str,
+        checkpoint: &str,
+        targets: &[&str],
+        made: Option<u64>,
+        options: &[&str],
+    ) -> Result<(), HypervisorError> {
         let others = self.other_disks(domain, targets)?;
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let file = text_file(&checkpoint_xml(checkpoint, targets, &others, Some(now)))?;
+        let file = text_file(&checkpoint_xml(checkpoint, targets, &others, made))?;
         let command =
             self.about("checkpoint-create", &self.reference(domain)?).arg("--xmlfile").arg(file.path());
-        self.change(domain, &command.arg("--redefine").args(options), Some(PROMPT))
+        self.change(domain, &command.args(options), Some(PROMPT))
+    }
+
+    pub(super) fn written(&self, domain: &str, checkpoint: &str) -> Result<Written, HypervisorError> {
+        let told = self.ask(domain, "checkpoint-dumpxml", &["--checkpointname", checkpoint, "--size"])?;
+        Ok(written_in(&told))
     }
 
     /// Without validation libvirt takes a bitmap for sound that is not, and can remove it.
