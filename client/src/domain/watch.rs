@@ -18,6 +18,15 @@ impl Over {
     }
 }
 
+/// Says that the reading is over when it is dropped, whatever ended it.
+struct Reading<'a>(&'a Over);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
 impl Lifecycle<'_> {
     /// Reads what a pull shows. When the guest stops meanwhile for want of room, the pull is ended, with which its writes need no room
     /// in a scratch file any more, and the guest goes on: it is worth more than this backup.
@@ -29,8 +38,9 @@ impl Lifecycle<'_> {
         let over = Over::default();
         let (outcome, given_up) = std::thread::scope(|scope| {
             let watch = scope.spawn(|| self.give_up_when_stuck(name, &over));
+            let reading = Reading(&over);
             let outcome = read();
-            over.set();
+            drop(reading);
             (outcome, watch.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
         match given_up {
