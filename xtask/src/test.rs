@@ -34,7 +34,6 @@ pub fn test(filters: &[String]) -> Result<()> {
         }
         step(&mut outcomes, "quick tests", || nextest("default", filters, &mut tally));
         step(&mut outcomes, "real tests", || nextest("real", filters, &mut tally));
-        step(&mut outcomes, "nova tests", || nextest("nova", filters, &mut tally));
     }
     summarise(&outcomes, tally)
 }
