@@ -140,7 +140,7 @@ fn after_a_crash_of_qemu_a_resize_waits_for_underlay() {
     // Nova copies the disk, cannot make it larger, and gives up. Nothing is lost.
     assert!(resize(&web, &sizes[0]).is_err());
     web.wait_for("ERROR").unwrap();
-    assert!(trouble(&node).contains("is inconsistent and cannot be used"), "{}", trouble(&node));
+    assert!(node.cloud.trouble().contains("is inconsistent and cannot be used"), "{}", node.cloud.trouble());
     web.act(&json!({"os-resetState": {"state": "active"}})).unwrap();
     web.hard_reboot().unwrap();
     expect_intact(&node.machine(&web).unwrap()).unwrap();
@@ -219,15 +219,7 @@ fn whatever_stops_an_instance_for_a_while_its_next_backup_is_exact() {
 fn move_live(node: &ComputeNode, web: &Instance, to: &str) {
     web.act(&json!({"os-migrateLive": {"host": to, "block_migration": "auto"}})).unwrap();
     web.wait_for("ACTIVE").unwrap();
-    assert_eq!(web.host().unwrap(), to, "{}", trouble(node));
-}
-
-/// What the services logged of errors.
-fn trouble(node: &ComputeNode) -> String {
-    let log = node.cloud.log();
-    let lines: Vec<&str> =
-        log.lines().filter(|line| line.contains(" ERROR ") && !line.contains("No DB access")).collect();
-    lines[lines.len().saturating_sub(60)..].join("\n")
+    assert_eq!(web.host().unwrap(), to, "{}", node.cloud.trouble());
 }
 
 /// Has Nova stop an instance, move it to its other host, and start it there.
@@ -235,7 +227,7 @@ fn move_cold(node: &ComputeNode, web: &Instance, to: &str) {
     web.act(&json!({"migrate": null})).unwrap();
     web.wait_for("VERIFY_RESIZE").unwrap();
     confirm(web);
-    assert_eq!(web.host().unwrap(), to, "{}", trouble(node));
+    assert_eq!(web.host().unwrap(), to, "{}", node.cloud.trouble());
 }
 
 /// A backup that was killed leaves a pull under way. libvirt moves no guest meanwhile, and Nova waits for what it takes for its
@@ -243,7 +235,7 @@ fn move_cold(node: &ComputeNode, web: &Instance, to: &str) {
 fn stays_while_it_is_read(node: &ComputeNode, web: &Instance) {
     kill_in_the_middle(node, web);
     web.act(&json!({"os-migrateLive": {"host": "compute-2", "block_migration": "auto"}})).unwrap();
-    let refused = || Ok(trouble(node).contains("cannot acquire state change lock"));
+    let refused = || Ok(node.cloud.trouble().contains("cannot acquire state change lock"));
     wait_until("libvirt giving up", Duration::from_secs(120), refused).unwrap();
     assert_eq!(web.status().unwrap(), ("MIGRATING".into(), Some("migrating".into())));
     node.underlay.run(&["recover"]).unwrap();

@@ -62,7 +62,7 @@ impl OpenStack {
             [site.python.display().to_string(), "-c".into(), NEUTRON.into(), ports.network.to_string()];
         services.run("neutron", &[], &stub)?;
         let client = Arc::new(Client::start(&site)?);
-        start_nova(&site, &services)?;
+        start_nova(&site, &services, &client)?;
         let compute = Compute { libvirtd, second: None, image: String::new(), flavor: String::new() };
         let mut cloud = Self { client, services, compute: Some(compute), site };
         cloud.prepare()?;
@@ -235,10 +235,12 @@ fn start_rabbitmq(site: &Site, services: &Services) -> Result<()> {
 }
 
 /// Starts Nova's services, those first that the others ask for something.
-fn start_nova(site: &Site, services: &Services) -> Result<()> {
+fn start_nova(site: &Site, services: &Services, client: &Client) -> Result<()> {
     databases::wait(site, services)?;
-    // Whoever is told of an internal error when it logs in ends at once, as Keystone does until it has read its settings.
+    // Keystone's first logins must come one after the other: of several at once some are answered by an internal error, and
+    // whoever is told that ends at once.
     services.wait_for_http("keystone", site.ports.identity)?;
+    services.wait_for("keystone", || client.token("admin").is_ok())?;
     services.wait_for("rabbitmq", || TcpStream::connect(("127.0.0.1", site.ports.rabbit)).is_ok())?;
     start_daemon(site, services, "nova-conductor")?;
     services.start_wsgi(site, "nova-api")?;

@@ -113,6 +113,14 @@ impl Instance {
         })
     }
 
+    /// Removes one that is in `ERROR`, which it stays until it is gone.
+    pub fn delete_after_error(&self) -> Result<()> {
+        succeed(&self.client, "DELETE", &self.uuid, "", None)?;
+        wait_until("an instance going away", PATIENCE, || {
+            Ok(self.client.ask(&order("GET", &self.uuid, "", None))?.0 == 404)
+        })
+    }
+
     /// Has Nova make an image of its disk, and waits until it is in Glance.
     pub fn create_image(&self, name: &str) -> Result<Image> {
         let made = self.act(&json!({"createImage": {"name": name}}))?;

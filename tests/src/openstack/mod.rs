@@ -160,6 +160,15 @@ impl OpenStack {
         self.services.log()
     }
 
+    /// The last errors that the services have logged.
+    #[must_use]
+    pub fn trouble(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> =
+            log.lines().filter(|line| line.contains(" ERROR ") && !line.contains("No DB access")).collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     /// The folder of settings, logs and databases. It lives as long as this does.
     #[must_use]
     pub fn folder(&self) -> &Path {
