@@ -300,7 +300,7 @@ fn bitmaps_that_a_crash_has_made_unsound_are_removed_by_recover() {
     assert!(read(&backup()) >= 32 << 20);
     assert_eq!(recover(), json!([]));
     web.destroy().unwrap();
-    assert_eq!((recover(), bitmaps_of(&disk).len()), (json!([]), 1));
+    assert_eq!((recover(), bitmaps_of(&disk).len()), (json!([]), 2));
     write("write -q -P 8 40M 1M");
     assert!(resize().status.success());
     web.start().unwrap();
