@@ -12,7 +12,6 @@
 //! What is about to be done is recorded durably before it is ([`record`]); whatever interrupts it, [`Lifecycle::recover`]
 //! finds out from the definitions and the files how far it came. Everything that changes something is a [`Step`].
 
-mod bitmaps;
 mod capture;
 mod error;
 mod freeze;
@@ -28,6 +27,7 @@ mod recover;
 mod run;
 mod steps;
 mod tracking;
+mod unsound;
 mod watch;
 
 use std::time::Duration;

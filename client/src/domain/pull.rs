@@ -40,6 +40,7 @@ impl Lifecycle<'_> {
         capture: &dyn Capture,
     ) -> Result<DomainOutcome, DomainError> {
         let name = &domain.name;
+        let was_stuck = self.hands.is_stuck(name)?;
         let checkpoint = new_checkpoint();
         let mut request = self.pull_request(domain, selection, wishes, &checkpoint)?;
         let with_agent = self.asks_agent(domain, quiesce)?;
@@ -60,7 +61,7 @@ impl Lifecycle<'_> {
                 Some(LiveExport { socket: request.socket.clone(), since: since.map(|disk| disk.root) })
             };
             let files = self.files(selection)?;
-            let outcome = self.read_while_it_runs(name, || {
+            let outcome = self.read_while_it_runs(name, was_stuck, || {
                 self.read_frozen(domain, record, selection, consistency, capture, &exports)
             })?;
             // A disk that was replaced meanwhile has another bitmap, or none.

@@ -29,12 +29,17 @@ impl Drop for Reading<'_> {
 
 impl Lifecycle<'_> {
     /// Reads what a pull shows. When the guest stops meanwhile for want of room, the pull is ended, with which its writes need no room
-    /// in a scratch file any more, and the guest goes on: it is worth more than this backup.
+    /// in a scratch file any more, and the guest goes on: it is worth more than this backup. One that `was_stuck` before stays so: that
+    /// is not for us to change.
     pub(super) fn read_while_it_runs<T>(
         &self,
         name: &str,
+        was_stuck: bool,
         read: impl FnOnce() -> Result<T, DomainError>,
     ) -> Result<T, DomainError> {
+        if was_stuck {
+            return read();
+        }
         let over = Over::default();
         let (outcome, given_up) = std::thread::scope(|scope| {
             let watch = scope.spawn(|| self.give_up_when_stuck(name, &over));
@@ -50,12 +55,12 @@ impl Lifecycle<'_> {
     }
 
     /// Looks at the guest until the reading is over. If it was given up: whether the guest goes on.
-    fn give_up_when_stuck(&self, name: &str, over: &Over) -> Option<Result<(), DomainError>> {
+    fn give_up_when_stuck(&self, name: &str, over: &Over) -> Option<Result<bool, HypervisorError>> {
         let mut is_over = over.0.lock().unwrap_or_else(PoisonError::into_inner);
         while !*is_over {
             // Whoever does not answer is looked at again.
             if self.hands.is_stuck(name).unwrap_or(false) {
-                return Some(self.let_go_on(name).map_err(DomainError::from));
+                return Some(self.let_go_on(name));
             }
             let waited = over.1.wait_timeout(is_over, self.patience.watch);
             is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -63,9 +68,9 @@ impl Lifecycle<'_> {
         None
     }
 
-    /// Ends the pull, and lets the guest go on without it. The pull ends a moment after it was told to: until then the guest
-    /// stops again at once.
-    fn let_go_on(&self, name: &str) -> Result<(), HypervisorError> {
+    /// Ends the pull, and lets the guest go on without it; whether it does. The pull ends a moment after it was told to: until then the
+    /// guest stops again at once.
+    fn let_go_on(&self, name: &str) -> Result<bool, HypervisorError> {
         self.hands.end_pull(name)?;
         let started = Instant::now();
         loop {
@@ -74,17 +79,19 @@ impl Lifecycle<'_> {
                 self.hands.resume(name)?;
                 std::thread::sleep(self.patience.poll);
             }
-            if (has_ended && !self.hands.is_stuck(name)?) || started.elapsed() > self.patience.close {
-                return Ok(());
+            let goes_on = has_ended && !self.hands.is_stuck(name)?;
+            if goes_on || started.elapsed() > self.patience.close {
+                return Ok(goes_on);
             }
             std::thread::sleep(self.patience.poll);
         }
     }
 }
 
-fn stopped_meanwhile(name: &str, goes_on: Result<(), DomainError>) -> DomainError {
+fn stopped_meanwhile(name: &str, goes_on: Result<bool, HypervisorError>) -> DomainError {
     let guest = match goes_on {
-        Ok(()) => "it goes on, and the backup was given up".to_owned(),
+        Ok(true) => "it goes on, and the backup was given up".to_owned(),
+        Ok(false) => "the backup was given up, and it does not go on yet".to_owned(),
         Err(error) => format!("the backup was given up, and it cannot be let go on ({error})"),
     };
     DomainError::Unsound {

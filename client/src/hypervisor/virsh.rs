@@ -25,6 +25,7 @@ use super::{
 const READING: Duration = Duration::from_secs(120);
 /// How long to wait for what libvirtd does at once, if it does anything at all.
 const PROMPT: Duration = Duration::from_secs(600);
+
 /// libvirt, driven by `virsh`; images that nobody has open are merged by `qemu-img`.
 #[derive(Clone, Debug)]
 pub struct Virsh {

@@ -1,5 +1,5 @@
-//! Bitmaps that are of no use any more. None of ours stays in a disk for long: after a crash of QEMU they are unsound, and while a disk
-//! has an unsound one, `qemu-img resize` refuses it, and so does whatever resizes disks by it.
+//! Bitmaps that a crash has made unsound. None of ours stays in a disk for long: while a disk has one, `qemu-img resize` refuses it, and
+//! so does whatever resizes disks by it.
 
 use crate::hypervisor::{Domain, HypervisorError};
 
