@@ -237,8 +237,8 @@ fn start_rabbitmq(site: &Site, services: &Services) -> Result<()> {
 /// Starts Nova's services, those first that the others ask for something.
 fn start_nova(site: &Site, services: &Services, client: &Client) -> Result<()> {
     databases::wait(site, services)?;
-    // Keystone's first logins must come one after the other: of several at once some are answered by an internal error, and
-    // whoever is told that ends at once.
+    // Two of five starts ended with a first login that Keystone answered by an internal error, whereupon nova-conductor ended. That it was
+    // one of several at once is a guess; since one comes before all others it was not seen.
     services.wait_for_http("keystone", site.ports.identity)?;
     services.wait_for("keystone", || client.token("admin").is_ok())?;
     services.wait_for("rabbitmq", || TcpStream::connect(("127.0.0.1", site.ports.rabbit)).is_ok())?;
